@@ -7,14 +7,16 @@ To write one, copy a file of ``rules/`` and change it. Everything that a rule au
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof, Severity
 from lora_doctor.results.fix import Fix
+from lora_doctor.text import short_path
 
 if TYPE_CHECKING:
     from lora_doctor.engine.case import Case
@@ -142,7 +144,10 @@ class Rule(ABC):
         fixes: tuple[Fix, ...] = (),
         explains: tuple[str, ...] = (),
     ) -> Finding:
-        """A finding of this rule."""
+        """A finding of this rule. A file below the working directory is named from there: a
+        baseline is compared with what is found in another checkout."""
+        if location.kind == "file" and os.path.isabs(location.path):
+            location = replace(location, path=short_path(location.path))
         return Finding(
             rule=self.code,
             name=self.name,
