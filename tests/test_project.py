@@ -35,6 +35,7 @@ def test_all_set_ups_in_one_invocation(tmp_path: Path) -> None:
     configure(tmp_path, 'depth = "meta"\n' + SET_UPS)
     inner = tmp_path / "scripts"
     inner.mkdir()
+    # Files of the command line are those of the folder in which it is typed.
     joint = {"sarif": "r.sarif", "gitlab": "r.gitlab", "junit": "r.xml", "concise": "r.txt"}
     outputs = [f"--output={name}={file}" for name, file in (("json", "r.json"), *joint.items())]
     done = run("check", "--output-format", "concise", *outputs, cwd=inner)
@@ -193,3 +194,36 @@ def test_without_set_ups_a_model_is_asked_for(tmp_path: Path) -> None:
     configure(tmp_path, SET_UPS)
     one = run("check", "--output-format", "html", cwd=tmp_path)
     assert one.returncode == 2 and "--output html=FILE" in one.stderr and not one.stdout
+
+
+def test_paths_of_the_configuration_are_read_from_its_folder(tmp_path: Path) -> None:
+    """From a folder below, as in a hook that does not run at the top; and of a training command
+    nothing is run at depth static, nor is data read, which no static check can judge."""
+    ran = tmp_path / "ran"
+    (tmp_path / "train.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('model')\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "sft.yaml").write_text("r: 8\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    configure(
+        tmp_path,
+        'data = "rows.jsonl"\n[ignore]\nLD999 = "gone"\nACME1 = "of a company"\n'
+        '[severity]\nLD998 = "info"\n[set-ups.model]\nmodel = "model"\nrecipe = "sft.yaml"\n'
+        '[set-ups.run]\ncommand = "python train.py --lr 1"\n'
+        '[set-ups.unread]\ncommand = "make train"\n',
+    )
+    inner = tmp_path / "scripts"
+    inner.mkdir()
+    done = run("check", "--depth", "static", "--output", "json=r.json", cwd=inner)
+    told = done.stderr.splitlines()
+    assert told[-3:-1] == ["lora-doctor: model: nothing found", "lora-doctor: run: nothing found"]
+    assert "at depth static the command is not run, and 'make train': names no file" in done.stderr
+    assert done.returncode == 2
+    unknown = [line for line in told if "there is no such rule" in line]
+    assert [line.split(": ")[3] for line in unknown] == ["ignore.LD999", "severity.LD998"]
+    assert not ran.exists()
+    assert sorted(file.name for file in inner.iterdir()) == ["r.model.json", "r.run.json"]

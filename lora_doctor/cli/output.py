@@ -75,7 +75,8 @@ def _with_unused(diagnosis: Diagnosis, project: Project) -> Diagnosis:
 
     if len(project.set_ups) > 1:
         return diagnosis
-    notes = [Note("ignore", text) for text in unused_ignores(project, [diagnosis])]
+    folders = click.get_current_context().params.get("rule_folders", ())
+    notes = [Note("ignore", text) for text in unused_ignores(project, [diagnosis], folders)]
     return replace(diagnosis, notes=(*diagnosis.notes, *notes))
 
 

@@ -93,11 +93,15 @@ def for_set_up(
     """The defaults of one set-up: the project's, its own, and what this invocation was given."""
     known = {parameter.name for parameter in command.params}
     given = {name: value for name, value in shared.items() if name in known}
-    return {
+    found = {
         **_parameters(command, project.options),
         **_parameters(command, set_up.options),
         **given,
     }
+    if found.get("depth") == "static":  # which reads no data: a file that names some asks for more
+        return {name: value for name, value in found.items()
+                if name not in ("data", "eval_data") or name in given}  # fmt: skip
+    return found
 
 
 def budgets_of(meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -140,14 +144,39 @@ def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
     )
 
 
-def unused_ignores(project: Project, diagnoses: Sequence[Diagnosis]) -> list[str]:
-    """A sentence for each code that the project ignores and that nothing was found for; not for
-    rules that were not asked, or could not answer, somewhere."""
+def unused_ignores(
+    project: Project, diagnoses: Sequence[Diagnosis], rule_folders: Sequence[str] = ()
+) -> list[str]:
+    """A sentence for each code that no rule has, and for each that the project ignores and that
+    nothing was found for; not for rules that were not asked, or could not answer, somewhere."""
+    unknown = _unknown_codes(project, diagnoses, rule_folders)
     return [
-        f"{project.file.name}: ignore.{code} ignores nothing: {code} finds nothing any more"
-        for code in project.ignore
-        if diagnoses and all(code in diagnosis.passed for diagnosis in diagnoses)
+        *(f"{project.file.name}: {place}: there is no such rule" for place in unknown),
+        *(
+            f"{project.file.name}: ignore.{code} ignores nothing: {code} finds nothing any more"
+            for code in project.ignore
+            if diagnoses and all(code in diagnosis.passed for diagnosis in diagnoses)
+        ),
     ]
+
+
+def _unknown_codes(
+    project: Project, diagnoses: Sequence[Diagnosis], rule_folders: Sequence[str]
+) -> list[str]:
+    """Where the project names a code of this package that no rule has; other codes may belong to
+    rules that this invocation was not given."""
+    places = {f"{key}.{code}": code for key in ("ignore", "severity")
+              for code in getattr(project, key) if code.startswith("LD")}  # fmt: skip
+    for diagnosis in diagnoses:
+        seen = {*diagnosis.passed, *(item.rule for item in diagnosis.skipped),
+                *(finding.rule for finding in diagnosis.findings)}  # fmt: skip
+        places = {place: code for place, code in places.items() if code not in seen}
+    if not places:
+        return []
+    from lora_doctor.engine.registry import find_rules
+
+    known = {rule.code for rule in find_rules(Path(folder) for folder in rule_folders)}
+    return [place for place, code in places.items() if code not in known]
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lora_doctor.cli import streams
+from lora_doctor.cli.given_command import file_of
 from lora_doctor.cli.joint_outputs import NONE, JointOutputs, baseline_of
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
 from lora_doctor.cli.project import (
@@ -32,6 +37,8 @@ _WORDS = {OK: "nothing found", FINDINGS: "findings", UNANSWERED: "undetermined"}
 def check_all(group: click.Group, ctx: click.Context) -> int:
     """Check or dry-run every set-up; the last lines, on stderr, are a summary.
 
+    The paths of the configuration are read from its folder, those of the command line from here.
+
     Returns 1 where one has findings, else 2 where one could not be answered, else 0.
 
     Raises:
@@ -43,6 +50,11 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
             "check: MODEL is missing; give one, or list set-ups in the project's configuration "
             "([tool.lora-doctor.set-ups.NAME] in pyproject.toml)"
         )
+    with _in_folder_of(project, ctx):
+        return _check_set_ups(group, ctx, project)
+
+
+def _check_set_ups(group: click.Group, ctx: click.Context, project: Project) -> int:
     shared = _given(ctx)
     several = len(project.set_ups) > 1
     joint = JointOutputs.of(ctx.params) if several else NONE
@@ -59,8 +71,9 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
             if error:  # a report without it would be taken for one in which nothing was found
                 found[set_up.name] = _not_answered(set_up, error)
     joint.write(found, verbose=ctx.params["verbose"])
-    if several and len(reported) == len(project.set_ups):
-        for text in unused_ignores(project, reported):
+    if several:
+        every = reported if len(reported) == len(project.set_ups) else []
+        for text in unused_ignores(project, every, ctx.params.get("rule_folders", ())):
             streams.tell(f"lora-doctor: note: {visible(text)}")
     for name, code in codes.items():
         words = _WORDS.get(code, f"exit code {code}")
@@ -73,15 +86,19 @@ def _check(
     group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[str, Any]
 ) -> tuple[int, str]:
     """The exit code, and why there is no diagnosis; empty where there is one."""
-    name = "dry-run" if set_up.command else "check"
+    project: Project = ctx.meta[META]
     ctx.meta[SET_UP] = set_up
+    read = for_set_up(project, set_up, group.commands["check"], shared)
+    is_read = not set_up.command or read.get("depth") == "static"
+    name = "check" if is_read else "dry-run"
     command = group.commands[name]
-    defaults = for_set_up(ctx.meta[META], set_up, command, shared)
-    if defaults.get("baseline") and len(ctx.meta[META].set_ups) > 1:
+    defaults = read if is_read else for_set_up(project, set_up, command, shared)
+    if defaults.get("baseline") and len(project.set_ups) > 1:
         defaults["baseline"] = baseline_of(defaults["baseline"], set_up.name)
-    arguments = ["--", *shlex.split(set_up.command)] if set_up.command else [set_up.model]
-    streams.tell(f"lora-doctor: set-up {visible(set_up.name)}: {visible(shlex.join(arguments))}")
+    told = set_up.model or f"-- {set_up.command}"
+    streams.tell(f"lora-doctor: set-up {visible(set_up.name)}: {visible(told)}")
     try:
+        arguments = _arguments(set_up, is_read=is_read)
         with command.make_context(
             name, arguments, parent=ctx.parent, default_map=defaults
         ) as inner:
@@ -92,6 +109,52 @@ def _check(
         told = str(error)
     streams.tell(f"lora-doctor: {visible(set_up.name)}: {told}")
     return UNANSWERED, told
+
+
+def _arguments(set_up: SetUp, *, is_read: bool) -> list[str]:
+    """What follows the name of the command that checks this set-up; at depth static nothing is run,
+    and of a training command the file that it names is read."""
+    words = shlex.split(set_up.command)
+    if not is_read:
+        return ["--", *words]
+    if not words:
+        return [set_up.model]
+    try:
+        file, given = file_of(words)
+    except InputError as error:
+        reason = str(error).partition(";")[0]
+        raise InputError(f"at depth static the command is not run, and {reason}") from None
+    return [file, "--", *given] if given else [file]
+
+
+@contextmanager
+def _in_folder_of(project: Project, ctx: click.Context) -> Iterator[None]:
+    """Work in the folder of the configuration; the files of the command line stay what they are."""
+    here, folder = Path.cwd(), project.file.parent
+    if folder == here:
+        yield
+        return
+    files = [one.name for one in ctx.command.params if one.name and _names_a_file(one)]
+    for name in files:
+        ctx.params[name] = _from(here, ctx.params[name])
+    ctx.params["outputs"] = tuple((name, str(here / file)) for name, file in ctx.params["outputs"])
+    streams.tell(f"lora-doctor: set-ups of {visible(os.path.relpath(project.file))}, in its folder")
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def _names_a_file(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and parameter.metavar in ("FILE", "DIR")
+
+
+def _from(folder: Path, value: Any) -> Any:
+    """The paths of an option, or none, as they are found from anywhere."""
+    if isinstance(value, str):
+        return str(folder / value)
+    return tuple(str(folder / one) for one in value) if value else value
 
 
 def _not_answered(set_up: SetUp, error: str) -> Diagnosis:
