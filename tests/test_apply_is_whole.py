@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,7 +143,29 @@ def test_what_an_earlier_run_wrote_is_kept_as_a_backup(
     assert after[f"{RECIPE_NAME}.bak"] == first[RECIPE_NAME], "with what was added by hand"
     assert tmp_path / f"{RECIPE_NAME}.bak" in written
     assert f"{PRESCRIPTION_NAME}.bak" not in after, "the same is not written again"
-    assert after[f"{REPORT_NAME}.bak"] == first[REPORT_NAME]
+    assert f"{REPORT_NAME}.bak" not in after, "nothing in a report is lost that a run does not tell"
+    assert after[REPORT_NAME] != first[REPORT_NAME]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"versions": {}}, False),
+        ({"model": "another"}, True),
+        ({"patches": [{"name": "drop_none", "parameters": {}}]}, True),
+    ],
+)
+def test_a_prescription_that_still_stands_for_something_is_kept(
+    tmp_path: Path, diagnosis: Diagnosis, changed: dict[str, Any], kept: bool
+) -> None:
+    """Its patches, or another model's edits, are nowhere else; edits are in the recipe."""
+    plan_of(None, tmp_path).write(diagnosis)
+    file = tmp_path / PRESCRIPTION_NAME
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    earlier = file.read_bytes()
+    plan_of(None, tmp_path).write(replace(diagnosis, seconds=99.0))
+    after = contents(tmp_path)
+    assert after.get(f"{PRESCRIPTION_NAME}.bak") == (earlier if kept else None)
 
 
 def test_a_full_disk_changes_nothing(

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.files import Change, check_writable, destination, replace_files
@@ -131,12 +132,17 @@ class Plan:
                 "the fixes are not written: the recipe trained before them and does not after; "
                 "please report it"
             )
-        prescription = prescription_text(make_prescription(diagnosis))
+        made = make_prescription(diagnosis)
+        prescription = prescription_text(made)
         report = render(self.as_written(diagnosis), "html", color=False, width=100)
         # The recipe comes last: until it is replaced, nothing that trains has changed.
         changes = [
-            Change(self.prescription_path, prescription.encode("utf-8")),
-            Change(self.report_path, report.encode("utf-8", "replace")),
+            Change(
+                self.prescription_path,
+                prescription.encode("utf-8"),
+                backup=_is_needed(self.prescription_path, made.model),
+            ),
+            Change(self.report_path, report.encode("utf-8", "replace"), backup=False),
             *self._recipe_changes(diagnosis),
         ]
         main = self._changed_path(diagnosis)
@@ -317,8 +323,20 @@ def _is_report(file: Path) -> bool:
 
 def _is_prescription(file: Path) -> bool:
     """By its keys, so that one of another version is an earlier one too."""
+    return {"schema_version", "edits", "patches"} <= _keys_of(file).keys()
+
+
+def _is_needed(file: Path, model: str) -> bool:
+    """Whether a prescription that is there still stands for something: it has patches, or is of
+    another model. Edits of this one are in its recipe already."""
+    found = _keys_of(file)
+    return bool(found.get("patches")) or found.get("model") != model
+
+
+def _keys_of(file: Path) -> dict[str, Any]:
+    """What a file of ours holds; nothing where it is no JSON object."""
     try:
         data = parse_json(read_bytes(file, RECIPE_BYTES), file.name, items=RECIPE_ITEMS)
     except EvidenceError:
-        return False
-    return isinstance(data, dict) and {"schema_version", "edits", "patches"} <= data.keys()
+        return {}
+    return data if isinstance(data, dict) else {}
