@@ -124,7 +124,9 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
     before = diagnosis.before.as_answer() if diagnosis.before else None
     if verdict == "healthy":
         assert before is not None  # `healthy` is only said of an executed contract
-        return "Healthy", f"The training contract was executed: {passed_words(before)}."
+        alone = any(note.kind == "not-asked" for note in diagnosis.notes)
+        headline = "The training contract passed" if alone else "Healthy"
+        return headline, f"The training contract was executed: {passed_words(before)}."
     environment = diagnosis.model.kind == "environment"
     if verdict == "undetermined" and environment and diagnosis.undetermined is None:
         return "Nothing found", (

@@ -32,6 +32,7 @@ from lora_doctor.reports._words import (
     stopped_in,
     subject,
     tally,
+    verdict_words,
 )
 from lora_doctor.results.formats import one_after_another
 
@@ -77,11 +78,12 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     assert run is not None  # `healthy` is only said of an executed contract
     where = ", ".join((diagnosis.depth, visible(run.device), seconds(diagnosis.seconds)))
     checked, depth = subject(diagnosis), "depth "
+    verdict = verdict_words(diagnosis)[0].lower()
     checks = passed_words(run, " of the training contract")
-    if len(f"✓ {checked}: healthy: {checks} ({depth}{where})") > page.console.width:
+    if len(f"✓ {checked}: {verdict}: {checks} ({depth}{where})") > page.console.width:
         checks, depth = passed_words(run, ""), ""
     page.line(
-        (f"{MARKS['passed']} ", "green"), f"{checked}: ", ("healthy", "bold green"),
+        (f"{MARKS['passed']} ", "green"), f"{checked}: ", (verdict, "bold green"),
         f": {checks} ", (f"({depth}{where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)

@@ -301,6 +301,9 @@ def test_verify_names_its_checks_with_numbers() -> None:
     assert result.code == 0, result
     for name in ("gradients", "loss-falls", "save-reload", "merge"):
         assert name in result.out
+    # `check` may find the data or the arguments of the same set-up wrong.
+    assert "The training contract passed" in result.out and "Healthy" not in result.out
+    assert "not checked (lora-doctor check does)" in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize("command", ["rules", "explain LD101"])

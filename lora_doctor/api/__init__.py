@@ -23,6 +23,7 @@ from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config
 from lora_doctor.errors import InputError
 from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.model_source import ModelSource
@@ -201,6 +202,13 @@ def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Ve
         return verification_of(case)
 
 
+#: A contract that passes says nothing of these.
+_NOT_ASKED = (
+    "only the training contract was run: data, training arguments, files and packages were not "
+    "checked (lora-doctor check does)"
+)
+
+
 def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Diagnosis:
     """The training contract alone, as a diagnosis: what ``lora-doctor verify`` prints.
 
@@ -216,7 +224,8 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
         raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(model, recipe, options) as case:
         _refuse_script(case)
-        return diagnose(case, found, selection, strict=options.get("strict", False))
+        diagnosis = diagnose(case, found, selection, strict=options.get("strict", False))
+    return replace(diagnosis, notes=(*diagnosis.notes, Note("not-asked", _NOT_ASKED)))
 
 
 def check_environment() -> Diagnosis:

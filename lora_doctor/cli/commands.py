@@ -201,7 +201,10 @@ def real_run(**options: Any) -> int:
 @device_options
 @report_options
 def verify(**options: Any) -> int:
-    """Run the training contract: a short training with named checks."""
+    """Run the training contract: a short training with named checks.
+
+    Data, training arguments, files and packages are not checked: that is what check does.
+    """
     from lora_doctor import api
 
     tell_of_unfinished(options)

@@ -18,6 +18,7 @@ NoteKind = Literal[
     "input-left-out",
     "features-cast",
     "not-observed",
+    "not-asked",
     "cut",
     "baseline",
     "ignore",
@@ -38,7 +39,8 @@ class Note:
     #: that the model without adapters does not take. ``objection``: what a forward raised while a
     #: batch was being made. ``input-left-out``: why a batch lacks an input. ``features-cast``:
     #: features that the model takes in its own dtype only, in which no processor returns them.
-    #: ``not-observed``: what could not be asked or seen. ``cut``: something is left out of this
+    #: ``not-observed``: what could not be asked or seen. ``not-asked``: which rules this command
+    #: leaves out. ``cut``: something is left out of this
     #: report. ``warned``: what a library warned of. ``baseline``: what a baseline holds and is not
     #: found any more. ``ignore``: an ignore of the user's that accepts nothing, and why.
     #: ``cached``: the answer was found stored.
@@ -60,8 +62,9 @@ class Note:
 
     @property
     def is_always_shown(self) -> bool:
-        """Whether it has to be read even beside `healthy`: a gap, or an ignore without effect."""
-        return self.is_gap or self.kind in ("baseline", "ignore", "cached")
+        """Whether it has to be read even beside `healthy`: a gap, an ignore without effect, or what
+        was not asked."""
+        return self.is_gap or self.kind in ("baseline", "ignore", "cached", "not-asked")
 
     def __str__(self) -> str:
         return self.text
