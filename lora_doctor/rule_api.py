@@ -50,7 +50,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     (``Contradictions``: what DeepSpeed and the Trainer are told differently, each a
     ``Contradiction``, which ``contradictions`` finds in two of any origin; ``accumulation_of``:
     what accelerate's config says of it); each ``Launch``, what starts the
-    script, and each ``Cut`` in it: where a command of a shell file ends before its last options;
+    script (``is_certain``: for sure, and in no other way), and each ``Cut`` in it: where a command
+    of a shell file ends before its last options;
     ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
     of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``metrics_not_computed``: trainers that choose the best checkpoint by a
@@ -205,7 +206,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.initialising import may_initialise
-    from lora_doctor.recipe.program.launch import Launch
+    from lora_doctor.recipe.program.launch import Launch, is_certain
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
@@ -315,7 +316,7 @@ _LAZY = {
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.cut": ("Cut",),
         "recipe.program.initialising": ("may_initialise",),
-        "recipe.program.launch": ("Launch",),
+        "recipe.program.launch": ("Launch", "is_certain"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
@@ -518,6 +519,7 @@ __all__ = [
     "gone_names",
     "gradients_cleared",
     "has_unread_callback",
+    "is_certain",
     "kept_budgets",
     "known_architectures",
     "loaded_frozen",

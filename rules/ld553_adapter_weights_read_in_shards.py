@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    is_certain,
 )
 from lora_doctor.rules._dry_run_script import FSDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
@@ -101,12 +102,11 @@ class AdapterWeightsReadInShards(Rule):
             return
         if case.program.roles.trainer is None or case.recipe.get("use_dora") is not True:
             return
-        for launch in case.launches:
-            if not _keeps_parameters(launch):
-                continue
+        found = [launch for launch in case.launches if _keeps_parameters(launch)]
+        for launch in sorted(found, key=lambda one: not one.certain)[:1]:
+            certain = is_certain(launch, case.launches, _keeps_parameters)
             yield self.finding(
-                "error" if all(map(_keeps_parameters, case.launches)) and launch.certain
-                else "warning",
+                "error" if certain else "warning",
                 "DoRA would fail under FSDP 1 with use_orig_params: PEFT reads weights of the "
                 "adapter that are shards at that moment.",
                 location=Location("recipe", "use_dora"),
@@ -116,8 +116,7 @@ class AdapterWeightsReadInShards(Rule):
                 ),
                 proof=Proof("inferred", "the script and what starts it were read, not run"),
                 fixes=(Fix(_FIX, "manual"),),
-            )  # fmt: skip
-            return
+            )
 
     def _of_run(self, case: Case) -> Iterator[Finding]:
         failed = failure(case)

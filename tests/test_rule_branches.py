@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Stub
 from typing import Any
@@ -17,14 +18,19 @@ import pytest
 import lora_doctor
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.errors import EvidenceError
+from lora_doctor.recipe.program.best_metric import MetricNotComputed
+from lora_doctor.recipe.program.launch import Launch
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.observations import ActivationReading, InstancePatch, UpdateReading
 from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
+from lora_doctor.results.training_signal import AdapterGradients
 from lora_doctor.results.verification import Check
 from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatch
 from lora_doctor.static.folder.token_ids import TokenId
 from lora_doctor.static.installed.refused_versions import LORA, TRAINER, RefusedVersion
+from lora_doctor.static.place import Place
 from lora_doctor.static.script.script_flow import Replacement
 from lora_doctor.static.script.script_order import EarlyOptimizer, ScriptOrder, WrappedTwice
 from lora_doctor.static.tokenizer_reading import Unreadable
@@ -722,3 +728,76 @@ def test_ld604_saves_the_statistics_only_where_that_helps(gathered: Callable[...
         assert (no_help.severity, no_help.explains) == ("warning", ())
         assert no_help.fixes[0].safety == "manual" and "eval()" in fixes(no_help)[0]
         assert list(evidence(no_help).values())[-1] == "not better"
+
+
+# --- what starts a script, and what its steps were ------------------------------------------------
+
+
+def launch(*, certain: bool = True, version: int = 1, code: str = "accelerate launch") -> Launch:
+    sharded = {"fsdp_use_orig_params": True, "fsdp_version": version}
+    config = {"distributed_type": "FSDP", "fsdp_config": sharded}
+    return Launch("accelerate", 2, code, Place("run.sh", 1), certain, config)
+
+
+@pytest.mark.parametrize(
+    ("launches", "severity"),
+    [
+        ([launch()], "error"),
+        ([launch(certain=False)], "warning"),
+        # A config that lies there starts nothing by itself.
+        ([launch(certain=False, version=2), launch()], "error"),
+        ([launch(certain=False), launch()], "error"),
+        ([launch(), launch(version=2)], "warning"),
+    ],
+)
+def test_ld553_is_sure_where_every_command_shards_so(launches: list[Launch], severity: str) -> None:
+    recipe = Recipe({"use_dora": True})
+    program = Stub(roles=Stub(trainer=Stub()))
+    case: dict[str, Any] = {"has": lambda _: False, "program": program, "recipe": recipe}
+    assert one("LD553", **case, launches=launches).severity == severity
+    assert ask("LD553", **case, launches=[launch(version=2)]) == []
+    assert ask("LD553", **{**case, "recipe": Recipe({})}, launches=launches) == []
+
+
+def test_ld588_says_what_took_a_gradient_instead() -> None:
+    names = tuple(f"layers.{number}.lora_A" for number in range(3))
+    dropped = AdapterGradients("second", names, held=2, accumulated=0)
+    third, fourth = (AdapterGradients(name, names, held=3, accumulated=3) for name in "ab")
+    found = one("LD588", dry_run=Stub(signal=Stub(adapters=(dropped, third, fourth))))
+    assert found.location.path == "layers.0.lora_A" and found.message.startswith(
+        "The adapter second"
+    )
+    assert evidence(found) == {
+        "reached by a backward pass": "layers.0.lora_A, layers.1.lora_A and 1 more",
+        "took a gradient": "0 of 3",
+        "held by an optimizer": "2 of 3",
+        "adapters that take gradients": "a, b",
+    }
+    alone = one("LD588", dry_run=Stub(signal=Stub(adapters=(dropped,))))
+    assert "adapters that take gradients" not in evidence(alone)
+    assert ask("LD588", dry_run=Stub(signal=Stub(adapters=(third, fourth)))) == []
+
+
+def test_ld587_names_the_first_metrics_that_there_are(gathered: Callable[..., None]) -> None:
+    place = Place("train.py", 9)
+    metrics = tuple(f"eval_{name}" for name in "abcde")
+    missing = MetricNotComputed("Trainer", place, "eval_f1", metrics, "TrainingArguments", place)
+    gathered("LD587", metrics_not_computed=[missing, replace(missing, metric="", computed=())])
+    first, early = ask("LD587", has=lambda _: False, program=Stub())
+    names = "eval_a, eval_b, eval_c, eval_d and 1 more"
+    assert f"which computes {names} only" in first.message and names in fixes(first)[0]
+    assert evidence(first)["metric_for_best_model"] == "eval_f1"
+    assert "raises AssertionError" in early.message and "eval_loss" in fixes(early)[0]
+    assert evidence(early)["metric_for_best_model"] == "not given"
+
+
+@pytest.mark.parametrize(("start", "severity", "when"), [("corda", "error", "before"),
+                                                         ("eva", "info", "after")])  # fmt: skip
+def test_ld220_says_what_becomes_of_it(start: str, severity: str, when: str) -> None:
+    """The value is no constant of this process where it was read from a file."""
+    recipe = Recipe({"init_lora_weights": start.upper().lower()})
+    case = {"has": lambda _: False, "source": Stub(kind="folder"), "asked": recipe}
+    found = one("LD220", **case)
+    assert found.severity == severity and f" {when} get_peft_model" in fixes(found)[0]
+    assert ("refuses the config" in found.message) == (start == "corda")
+    assert ask("LD220", **{**case, "source": Stub(kind="module")}) == []
