@@ -108,6 +108,9 @@ def test_one_that_is_not_here(folders: tuple[Path, Path], tmp_path: Path) -> Non
     case = opened(tmp_path / "program.py", LOADS + PROGRAMS["merges"][0], gone)
     assert case.source.kind == "script" and case.asked.written is not None
     assert "no such folder" in case.asked.written.out_of_reach
+    read = lora_doctor.check(str(tmp_path / "program.py"), depth="static", select=["LD620"])
+    (note,) = (note.text for note in read.notes if note.kind == "not-observed")
+    assert note == f"only the script was read: {case.asked.written.out_of_reach}"
     case = opened(tmp_path / "file.yaml", FILES["axolotl"][0], gone)
     assert case.settings.adapter is None and case.asked.get("r") == 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,26 @@ def test_a_script(old: str, new: str, told: bool, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace(old, new))
     assert _told(script) is told
+
+
+def test_what_the_folder_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its owner sees which folder it is; one that cannot be looked into may have it all."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace(FOLDER, "saved"))
+
+    def held() -> str:
+        (found,) = lora_doctor.check(str(script), depth="static", select=["LD653"]).findings
+        assert found.location.line == 1 + SCRIPT[: SCRIPT.index(CALL)].count("\n")
+        return str(found.evidence[0].value)
+
+    assert held() == "nothing"
+    for name in "ihgfedcba":
+        (folder / name).touch()
+    assert held() == "a, b, c, d, e, f, g, h"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "saved")
+    assert not _told(script)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,12 @@ def _notes_on_program(case: Case) -> tuple[Note, ...]:
     gpu = [f"read as on a GPU with bfloat16: {question}" for question in written.assumed]
     rest = (Note("not-proven", text) for text in written.first_rounds)
     start = [f"read as {written.start.place} starts it"] if written.start is not None else []
-    return (*(Note("choice", text) for text in (*start, *gpu, *written.other_releases)), *rest)
+    # A deeper run says why it is undetermined; at depth static the script alone is an answer.
+    alone = case.settings.depth == "static" and case.source.kind == "script"
+    why = written.out_of_reach if alone else ""
+    unread = [Note("not-observed", f"only the script was read: {why}", why)] if why else []
+    return (*(Note("choice", text) for text in (*start, *gpu, *written.other_releases)), *rest,
+            *unread)  # fmt: skip
 
 
 def diagnose_and_fix(

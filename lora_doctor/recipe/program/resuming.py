@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from lora_doctor.recipe.program.caught import is_caught
 from lora_doctor.recipe.program.objects import is_trainer, text_of
 from lora_doctor.recipe.program.setup import Setup
-from lora_doctor.static.named_file import named_folder
+from lora_doctor.static.named_file import named_file, named_folder
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Class, Thing
 
@@ -51,7 +52,9 @@ def _is_of_library(trainer: Call) -> bool:
 
 
 def without_state(path: str, folders: Iterable[Path]) -> Path | None:
-    """The folder of a checkpoint, where it is here and has no state of a Trainer; relative to the
-    first of these folders that has it."""
+    """The folder of a checkpoint, where it is here, can be looked into and has no state of a
+    Trainer; relative to the first of these folders that has it."""
     found = named_folder(path, folders)
-    return found if found is not None and not (found / TRAINER_STATE).is_file() else None
+    if found is None or not os.access(found, os.R_OK | os.X_OK):
+        return None
+    return None if named_file(TRAINER_STATE, (found,)) else found
