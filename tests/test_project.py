@@ -158,8 +158,9 @@ def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path
         ('[severity]\nLD208 = "fatal"', "severity.LD208: expected one of error, warning, info"),
         ('[set-ups.a]\nrecipe = "r.yaml"', "set-ups.a needs either model"),
         ('[set-ups.a]\nmodel = "arch:llama"\nalpa = 1', "unknown key 'set-ups.a.alpa'"),
-        ("trust-remote-code = true", "unknown key 'trust-remote-code'"),
-        ('rules = "mine"', "unknown key 'rules'"),
+        ("trust-remote-code = true", "'trust-remote-code' can be given on the command line only"),
+        ('rules = "mine"', "'rules' can be given on the command line only"),
+        ('[set-ups.a]\ncommand = "python \'x"', "set-ups.a.command: No closing quotation"),
     ],
 )
 def test_a_wrong_configuration_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -234,6 +235,10 @@ def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
         raise InputError(
             f"{file}: {where} needs either model (to check) or command (to dry-run), a string"
         )
+    try:
+        shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"{file}: {where}.command: {error}") from None
     own = ("model", "command", "budgets")
     options = {key: value for key, value in table.items() if key not in own}
     _check_keys(file, options, known, own, f"{where}.")
@@ -244,6 +249,8 @@ def _check_keys(
     file: Path, given: Mapping[str, Any], known: set[str], own: tuple[str, ...], at: str = ""
 ) -> None:
     for key in given:
+        if key in _NOT_SHARED:
+            raise InputError(f"{file}: {at + key!r} can be given on the command line only")
         if key not in known:
             near = difflib.get_close_matches(key, sorted({*known, *own}), 1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
