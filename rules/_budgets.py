@@ -18,7 +18,8 @@ from lora_doctor.rule_api import (
     kept_budgets,
 )
 
-_BY_HAND = Fix("Change the recipe or the data, or the budget in the project's file.", "manual")
+#: What a number depends on, by how its name begins.
+_OF_DATA = ("supervised-", "rows-")
 
 
 def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) -> Iterator[Finding]:
@@ -28,6 +29,7 @@ def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) ->
             continue
         budget = check.budget
         surely = check.outcome == "broken"
+        depends_on = "data" if budget.name.startswith(_OF_DATA) else "recipe"
         severity: Severity = budget.level if surely else "warning"
         yield rule.finding(
             severity,
@@ -35,7 +37,9 @@ def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) ->
             location=Location("environment", f"budgets.{budget.name}"),
             evidence=_evidence(check),
             proof=proof,
-            fixes=(_BY_HAND,),
+            fixes=(
+                Fix(f"Change the {depends_on}, or the budget in the project's file.", "manual"),
+            ),
         )
 
 

@@ -1,4 +1,4 @@
-"""LD220: an initialisation that is made of data was chosen, and nothing makes it."""
+"""LD220: the chosen initialisation is computed from data, and nothing computes it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _MADE_BY = {
     "eva": "initialize_lora_eva_weights",
     "lora_ga": "preprocess_loraga",
 }
-#: What is made before the adapters are put on, and without which PEFT does not put them on.
+#: What is computed before the adapters are added, and without which PEFT does not add them.
 _REFUSED = "corda"
 
 
 class InitialisationNotPrepared(Rule):
-    """`init_lora_weights` names an initialisation that is made of data (`corda`, `eva`,
-    `lora_ga`), and the function that makes it is not called.
+    """`init_lora_weights` names an initialisation that is computed from data (`corda`, `eva`,
+    `lora_ga`), and the function that computes it is not called.
 
     ## What happens
     With `corda`, `get_peft_model` raises ``ValueError: `eigens` attribute not found for layer,
@@ -58,7 +58,7 @@ class InitialisationNotPrepared(Rule):
 
     code = "LD220"
     name = "initialisation-not-prepared"
-    summary = "An initialisation that is made of data was chosen, and nothing makes it."
+    summary = "The chosen initialisation is computed from data, and nothing computes it."
     depth = "static"
     symptoms = (Symptom(r"`eigens` attribute not found for layer, please run `preprocess_corda`"),)
     descriptions = (
@@ -114,7 +114,7 @@ class InitialisationNotPrepared(Rule):
         place = case.asked.places.get("init_lora_weights")
         yield self.finding(
             severity,
-            f"init_lora_weights {start} is made of data by {function}, "
+            f"init_lora_weights={start} is computed from data by {function}, "
             + ("which nothing calls" if program is not None else "which a config cannot call")
             + f": without that call {becomes}.",
             location=Location("file", place.file, place.line)

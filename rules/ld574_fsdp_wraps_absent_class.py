@@ -1,4 +1,4 @@
-"""LD574: FSDP is to wrap a class that the model does not have."""
+"""LD574: FSDP is configured to wrap a class that the model does not have."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class FsdpWrapsAbsentClass(Rule):
     `Could not find the transformer layer class to wrap in the model` when the model is prepared.
 
     ## Why
-    The config of accelerate was written for another architecture: `LlamaDecoderLayer` is no class
-    of a Mistral or a Qwen model.
+    The config of accelerate was written for another architecture: a Mistral or a Qwen model has no
+    `LlamaDecoderLayer`.
 
     The name is searched in the code of the installed transformers for the architectures that the
     model's `config.json` names; models with code of their own are not judged.
@@ -51,7 +51,7 @@ class FsdpWrapsAbsentClass(Rule):
 
     code = "LD574"
     name = "fsdp-wraps-absent-class"
-    summary = "FSDP is to wrap a class that the model does not have."
+    summary = "FSDP is configured to wrap a class that the model does not have."
     depth = "static"
     symptoms = (
         Symptom(r"Could not find the transformer layer class"),
@@ -85,7 +85,8 @@ class FsdpWrapsAbsentClass(Rule):
         for one, missing in absent:
             yield self.finding(
                 "error" if one.certain else "warning",
-                f"FSDP is to wrap {quoted(missing)}, which is no class of {quoted(types)}.",
+                f"FSDP is configured to wrap {quoted(missing)}, which {quoted(types)} does not "
+                "have.",
                 location=Location("file", one.file, one.line),
                 evidence=(
                     Measurement("class to wrap", quoted(missing), one.file),

@@ -92,7 +92,7 @@ class ImageLongerThanLimit(Rule):
             ),
             proof=Proof("inferred", "the processor's config; no image was looked at"),
             fixes=(
-                Fix(f"Limit images to fewer than {limit * side**2} pixels.", "manual"),
+                Fix(f"Limit images to fewer than {limit * side**2:,} pixels.", "manual"),
                 Fix(f"Make room for such an image: max_length {length}.", "unsafe",
                     (Edit("max_length", length),)),
             ),

@@ -44,17 +44,17 @@ Trainer(
 
 
 class LabelsFewerThanTokens(Rule):
-    """Rows have fewer labels than tokens, and the collator fills up what is missing at the end.
+    """Rows have fewer labels than tokens, and the collator pads the labels at the end.
 
     ## What happens
-    No error is raised, and the loss falls. But from the first word that was split into several
-    tokens on, each label belongs to another token, and the last tokens have none: accuracy stays
-    low, or the model learns the order of the labels.
+    No error is raised, and the loss falls. But after the first word that is split into several
+    tokens, each label is on the wrong token, and the last tokens have none: accuracy stays low, or
+    the model learns the order of the labels.
 
     ## Why
-    A data set for named entities has a label for each word. The tokenizer splits words into
-    several tokens and adds special tokens; nothing in it knows the labels.
-    `DataCollatorForTokenClassification` fills every row up to the length of its batch with -100.
+    A dataset for token classification (NER) has one label for each word. The tokenizer splits words
+    into several tokens and adds special tokens, and does not know the labels.
+    `DataCollatorForTokenClassification` pads the labels of every row with -100.
 
     ## Versions
     All.
@@ -70,7 +70,7 @@ class LabelsFewerThanTokens(Rule):
 
     code = "LD931"
     name = "labels-fewer-than-tokens"
-    summary = "Rows have fewer labels than tokens, and labels belong to other tokens."
+    summary = "Rows have fewer labels than tokens, so that labels are on the wrong tokens."
     depth = "static"
     examples = (
         Example(
