@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from lora_doctor import reports
+from lora_doctor.engine.registry import find_rules
 from lora_doctor.results.baseline import compare, with_baseline
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
+from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.stored import read_diagnosis
 from tests import diagnoses
 from tests.cli import completed as run
@@ -140,3 +142,25 @@ def test_report_renders_a_file_in_any_format(tmp_path: Path) -> None:
     assert done.returncode == 1 and "LD201" in done.stdout, done.stderr
     assert "<html" in (tmp_path / "a.html").read_text("utf-8")
     assert run("report", "none.json", cwd=tmp_path).returncode == 2
+
+
+def test_a_file_is_the_same_in_every_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A baseline is made on one machine and compared on another; a path outside stays whole."""
+    (rule,) = (one for one in find_rules() if one.code == "LD919")
+    paths, names = [], set()
+    given: Any = {
+        "evidence": (Measurement("rows", 8, "the file"),),
+        "proof": Proof("measured", "rows"),
+    }
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for path in (tmp_path / name / "data" / "rows.jsonl", Path("data/rows.jsonl")):
+            one = rule().finding("error", "no", location=Location("file", str(path)), **given)
+            paths.append(one.location.path)
+            names |= set(fingerprints([one]))
+    assert paths == ["data/rows.jsonl"] * 4 and len(names) == 1
+    outside = dataclasses.replace(one.location, path=str(tmp_path / "rows.jsonl"))
+    assert rule().finding("error", "no", location=outside, **given).location == outside

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace as Stub
 from typing import Any
@@ -801,3 +802,29 @@ def test_ld220_says_what_becomes_of_it(start: str, severity: str, when: str) -> 
     assert found.severity == severity and f" {when} get_peft_model" in fixes(found)[0]
     assert ("refuses the config" in found.message) == (start == "corda")
     assert ask("LD220", **{**case, "source": Stub(kind="module")}) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "targets", "refused"),
+    [
+        (["model.layers.0.self_attn.q_proj"], ["q_proj"], False),
+        (["model.layers.0.self_attn.q_proj"], ["q_proj", "v_proj"], True),
+        (["model.layers.0.self_attn.q_proj"], ["model"], True),
+        ([], ["q_proj"], True),
+        (None, "all-linear", True),
+    ],
+)
+def test_ld316_leaves_adapters_on_layers_that_are_not_quantized(
+    gathered: Callable[..., None], left: list[str] | None, targets: Any, refused: bool
+) -> None:
+    place = Place("train.py", 7)
+    merge = Stub(code="merge()", place=place, other_code="adapt()", other_place=place)
+    gathered("LD316", merges=repeat(merge), lora_merges=("no", "NotImplementedError: none"))
+    config = {"quant_method": "aqlm", "modules_to_not_convert": left}
+    recipe = Recipe({"peft_type": "LORA", "target_modules": targets})
+    held = {"static": True, "set_up": False, "program": True}
+    case = {"has": held.__getitem__, "static": Stub(quantization_config=config), "program": Stub()}
+    found = ask("LD316", **case, recipe=recipe)
+    assert [one.location.line for one in found] == [7] * refused
+    assert ask("LD316", **case, recipe=Recipe({**recipe.values, "dequantize": True})) == []
+    assert ask("LD316", **{**case, "static": Stub(quantization_config=None)}, recipe=recipe) == []
