@@ -69,8 +69,9 @@ def accepted_records(diagnosis: Diagnosis) -> list[tuple[Record, Accepted]]:
 
 
 def remarks(diagnosis: Diagnosis) -> list[str]:
-    """What is to be said of the ignores and of the baseline themselves."""
-    kinds = ("ignore", "baseline")
+    """What is to be said of the ignores and of the baseline themselves, and of what was not asked
+    for."""
+    kinds = ("ignore", "baseline", "not-asked")
     return [visible(note.text, _TEXT) for note in diagnosis.notes if note.kind in kinds]
 
 

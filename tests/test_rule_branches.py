@@ -774,6 +774,7 @@ def test_ld588_says_what_took_a_gradient_instead() -> None:
         "held by an optimizer": "2 of 3",
         "adapters that take gradients": "a, b",
     }
+    assert len(found.evidence) == 4
     alone = one("LD588", dry_run=Stub(signal=Stub(adapters=(dropped,))))
     assert "adapters that take gradients" not in evidence(alone)
     assert ask("LD588", dry_run=Stub(signal=Stub(adapters=(third, fourth)))) == []
