@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run.acts import garbage
+from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.command import command_of
 from lora_doctor.errors import InputError
@@ -237,3 +241,48 @@ def test_a_launcher_that_is_not_installed_is_told_with_what_reads_the_file_witho
 def test_a_file_of_no_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="the keys of a known launcher"):
         launched(tmp_path / "some.yaml", "compute_environment: LOCAL_MACHINE\n", monkeypatch)
+
+
+def test_garbage_is_looked_for_as_usual_once_a_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a forward leaves is large in memory; what the command has set itself stays."""
+    monkeypatch.setattr("atexit.register", lambda call: call)
+    usual = gc.get_threshold()
+    found = []
+    try:
+        for own in (None, (900, 5, 5)):
+            acting = Acting(Session(tmp_path, ""))
+            garbage.prepare(acting)
+            found.append(gc.get_threshold()[0] > usual[0])
+            if own is not None:
+                gc.set_threshold(*own)
+            acting.trains(acting)
+            found.append(gc.get_threshold() == (own or usual))
+            gc.set_threshold(*usual)
+    finally:
+        gc.set_threshold(*usual)
+    assert found == [True, True, True, True]
+
+
+_ENDS = """
+import sys
+from pathlib import Path
+from lora_doctor.dry_run.acts import acting, garbage
+from lora_doctor.guest.session import Session
+
+garbage.prepare(acting.Acting(Session(Path(sys.argv[1]), "")))
+class Log:
+    def __init__(self):
+        self.file, self.own = open(sys.argv[2], "w"), self
+        self.file.write("the last line")
+Log()
+sys.exit(3)
+"""
+
+
+def test_a_process_ends_with_its_code_and_its_files_written(tmp_path: Path) -> None:
+    """Without the search for garbage nobody would close a file that is part of a cycle."""
+    log = tmp_path / "log"
+    done = subprocess.run([sys.executable, "-c", _ENDS, str(tmp_path), str(log)], check=False)
+    assert (done.returncode, log.read_text()) == (3, "the last line")

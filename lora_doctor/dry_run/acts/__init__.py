@@ -13,6 +13,7 @@ from lora_doctor.dry_run.acts import (
     devices,
     failures,
     folders,
+    garbage,
     generation,
     gpu_facts,
     gradients,
@@ -37,7 +38,7 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, processes, folders, generation, outputs, lightning_files, hub, devices,
+_ACTS = (garbage, failures, processes, folders, generation, outputs, lightning_files, hub, devices,
          gpu_facts, arguments, compiling, loading, adapters, sharding, zero, saved_adapters,
          saved_models, replicas, data, data_sets, several_adapters, loops, gradients, trainer, sets,
          accumulation, tokenizers)  # fmt: skip

@@ -54,6 +54,8 @@ class Acting:
         self._ends_raised = 0
         #: Called once before the user's code is ended.
         self.before_end: Callable[[], None] = lambda: None
+        #: Called once before the first model runs that trains.
+        self.before_first_forward: Callable[[], None] = lambda: None
         self._model: Any = None
         #: Tokenizers that were loaded, oldest first.
         self.tokenizers: list[weakref.ref[Any]] = []
@@ -99,6 +101,7 @@ class Acting:
         """That this is the model that trains; the first one stays it."""
         if self._model is None:
             self._model = weakref.ref(model)
+            self.before_first_forward()
 
     def trained_model(self) -> Any:
         """The model that trains, or ``None``."""
