@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 
 from lora_doctor.dry_run.acts import loops
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.batch_rows import fewer_rows
 from lora_doctor.dry_run.acts.failures import refused_by_argparse
 from lora_doctor.dry_run.acts.packages import changes_packages
 from lora_doctor.dry_run.acts.sampled_rows import tell
@@ -388,3 +390,39 @@ def test_a_script_for_a_gpu_goes_its_way_and_a_schedule_that_stands_still_is_fou
     assert rules(report) == ["LD510"], json.dumps(report["findings"])[:2000]
     assert report["dry_run"]["error"] is None
     assert any("pip was left out" in note["text"] for note in report["notes"])
+
+
+def _texts(lengths: Sequence[int], unlabelled: Sequence[int] = ()) -> dict[str, Any]:
+    """A padded batch with rows of so many tokens, of which some have no label."""
+    import torch
+
+    longest = max(lengths)
+    mask = torch.tensor([[1] * n + [0] * (longest - n) for n in lengths])
+    ids = torch.arange(len(lengths)).reshape(-1, 1).expand(-1, longest).clone()
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[list(unlabelled)] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "num_items": mask.sum()}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "unlabelled", "vocabulary", "kept"),
+    [
+        ((40, 30, 50, 20), (), 50_000, [2, 3]),
+        ((40, 40, 40, 40), (), 50_000, [0, 1]),
+        ((40, 30, 50, 20), (3,), 50_000, [1, 2]),
+        ((40, 30, 50, 20), (1, 2, 3), 50_000, [0, 1, 2, 3]),
+        ((40, 30, 50, 20), (), 1_000, [0, 1, 2, 3]),
+        ((40, 30, 50, 20), (), None, [0, 1, 2, 3]),
+    ],
+)
+def test_of_a_large_batch_of_texts_the_rows_are_kept_that_tell_most(
+    lengths: Sequence[int], unlabelled: Sequence[int], vocabulary: int | None, kept: list[int]
+) -> None:
+    """What fails for padded rows alone has to fail for those of the training contract, too."""
+    batch = _texts(lengths, unlabelled)
+    found = fewer_rows(batch, vocabulary)
+    assert found["input_ids"][:, 0].tolist() == kept
+    assert {name: len(found[name]) for name in ("attention_mask", "labels")} == {
+        "attention_mask": len(kept), "labels": len(kept)
+    }  # fmt: skip
+    assert found["num_items"] is batch["num_items"]

@@ -32,7 +32,7 @@ def run(
         whole: the same before it was cut into shards; itself where it was not.
         given: what forward was called with.
     """
-    batch = fewer_rows(_own(_forward_arguments(model, *given)))
+    batch = _own(_forward_arguments(model, *given))
     found: list[BaseException] = []
 
     def work() -> None:
@@ -84,8 +84,9 @@ def _run(acting: Acting, model: Any, whole: Any, batch: dict[str, Any]) -> None:
     acting.journal.tell("structure", structure=full or small, full=full is not None)
     lacking = () if loading is None else checkpoint.lacking(acting, whole, loading, recipe)
     with without_autocast(whole):
+        few = fewer_rows(batch, _label_count(base))
         result = verify_module(
-            whole, recipe, batch, random_weights=loading is not None, missing=lacking
+            whole, recipe, few, random_weights=loading is not None, missing=lacking
         )
     acting.journal.tell("contract", verification=result.to_json())
 
