@@ -38,6 +38,7 @@ from lora_doctor.static.program.values import (
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
 
+_CONSTANTS = {"True": True, "False": False, "None": None}
 _LONGEST_NUMBER = 256  # bits
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Add": operator.add, "Subtract": operator.sub, "Multiply": operator.mul,
@@ -61,11 +62,17 @@ class Expressions:
 
     def __init__(self, follower: Context) -> None:
         self.follower = follower
+        self._methods: dict[type, Any] = {}
+        #: Numbers that were read: those of a loop are asked for in each round.
+        self._numbers: dict[cst.BaseExpression, Known] = {}
 
     def value(self, node: cst.BaseExpression) -> Value:
         """What the expression stands for."""
         step(5)
-        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        kind = type(node)
+        if kind not in self._methods:
+            self._methods[kind] = getattr(self, f"_{kind.__name__.lower()}", None)
+        method = self._methods[kind]
         found = method(node) if method is not None else None
         return found if found is not None else self.unknown(node)
 
@@ -77,11 +84,13 @@ class Expressions:
         return Unknown(short, span.place, advice, span)
 
     def _literal(self, node: cst.BaseExpression) -> Value | None:
-        span = self.follower.unit.span(node)
-        try:
-            return Known(ast.literal_eval(span.text.strip()), span)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
+        if node not in self._numbers:
+            span = self.follower.unit.span(node)
+            try:
+                self._numbers[node] = Known(ast.literal_eval(span.text.strip()), span)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                return None
+        return self._numbers[node]
 
     _integer = _float = _literal
 
@@ -113,9 +122,8 @@ class Expressions:
         return Known("".join(parts), self.follower.unit.span(node))
 
     def _name(self, node: cst.Name) -> Value | None:
-        constants = {"True": True, "False": False, "None": None}
-        if node.value in constants:
-            return Known(constants[node.value], self.follower.unit.span(node))
+        if node.value in _CONSTANTS:
+            return Known(_CONSTANTS[node.value], self.follower.unit.span(node))
         found = self.follower.look_up(node.value)
         if isinstance(found, Reference) and found.span is None:  # of an import, not of a variable
             known = known_name(self.follower, found.name)

@@ -36,6 +36,8 @@ class Unit:
     cell: int | None = None
     #: Whether it is the program itself; a file that it imports is not edited.
     editable: bool = True
+    #: Of the nodes that were asked for: those of a loop are asked for in each round.
+    _spans: dict[cst.CSTNode, Span] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def python(self) -> str:
@@ -81,9 +83,13 @@ class Unit:
 
     def span(self, node: cst.CSTNode) -> Span:
         """Where the node stands in the text, without the parentheses around it."""
-        found = self._ranges[node]
-        start = self.offset(found.start.line, found.start.column)
-        return Span(self, start, self.offset(found.end.line, found.end.column))
+        span = self._spans.get(node)
+        if span is None:
+            found = self._ranges[node]
+            start = self.offset(found.start.line, found.start.column)
+            span = Span(self, start, self.offset(found.end.line, found.end.column))
+            self._spans[node] = span
+        return span
 
     def place_at(self, offset: int) -> Place:
         """Line and column of a place in the text."""

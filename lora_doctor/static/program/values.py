@@ -259,7 +259,9 @@ class Call:
 
 def through(value: Value, name: str) -> Value:
     """The value, read through a name."""
-    if isinstance(value, (Known, Unknown, Reference)):
+    if isinstance(value, Known):  # most are; `replace` takes ten times as long
+        return Known(value.value, value.span, (*value.via, name))
+    if isinstance(value, (Unknown, Reference)):
         return replace(value, via=(*value.via, name))
     if isinstance(value, Items):
         via = (*value.via, name)
