@@ -97,9 +97,8 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
         TypeError: there is no such option.
     """
-    found = _rules(options)
-    selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
+        found, selection = rules_and_selection(options)  # imported while the child imports
         diagnosis = diagnose(case, found, selection, strict=options.get("strict", False))
     trained = isinstance(recipe, (str, Path)) and weights_beside(Path(recipe)) is not None
     return of_trained_config(diagnosis) if trained else diagnosis
@@ -134,9 +133,9 @@ def fix(
     """
     if options.get("prescription") is not None:
         raise InputError("prescription: already contains fixes; fix the recipe without it")
-    found = _rules(options)
-    selection = replace(_selection(options, found), unfixed=tuple(_several(unfixed)))
     with open_case(model, recipe, options) as case:
+        found, selection = rules_and_selection(options)
+        selection = replace(selection, unfixed=tuple(_several(unfixed)))
         strict = options.get("strict", False)
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)
 
@@ -154,9 +153,8 @@ def fix_adapter(
     Raises:
         InputError: as :func:`check`, or the folder cannot be written.
     """
-    found = _rules(options)
-    selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
+        found, selection = rules_and_selection(options)
         first = diagnose(case, found, selection)
         renaming = case.adapter_loading.renaming if case.has("adapter_loading") else None
         adapter = case.adapter

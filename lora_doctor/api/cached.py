@@ -43,8 +43,8 @@ def check_with_cache(
         if stored is not None:
             # The rules are not even imported: the key has their files and which were selected.
             return _taken(stored, case, time.perf_counter() - began)
-        found, selection = rules_and_selection(options)
         case.start_child()
+        found, selection = rules_and_selection(options)  # imported while the child imports
         diagnosis = diagnose(case, found, selection, strict=options.get("strict", False))
         # What was changed while it was looked at is not what the key says.
         if key is not None and _is_final(diagnosis) and key == _key(case, given, tell):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,6 +115,7 @@ def _run_once(
         progress("asking the interpreter of the command for its guest")
         commands.probe(command, session, environment)
         started(command.words)
+        threading.Thread(target=_import_rules, daemon=True).start()  # while the command runs
         ended = launch.run(
             command,
             session,
@@ -124,6 +127,13 @@ def _run_once(
         captured = Captured.read(session.records)
         remove_empty(str(record["path"]) for record in captured.all("folder"))
         return _Run(ended, captured, any(session.answers.iterdir()))
+
+
+def _import_rules() -> None:
+    """Import the rules, so that they are there when they are asked for; what is wrong with one is
+    told then."""
+    with contextlib.suppress(InputError):
+        registry.find_rules()
 
 
 @dataclass(frozen=True)
