@@ -9,6 +9,7 @@ without a table of architectures.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -111,9 +112,9 @@ def role_of(key: str, value: Any) -> str:
     stages = _PER_STAGE.search(key) if numbers else None
     if stages:  # `blocks_per_stage: [1, 2, 7, 2]`: the name of one of them says what they are
         key = key[: stages.start()]
-    if stages and _DEPTH.search(key) and not _NOT_DEPTH.search(key):
+    if stages and _is_depth(key):
         return "depths"
-    if _DEPTH.search(key) and not _NOT_DEPTH.search(key):
+    if _is_depth(key):
         if number and value > 0:
             return "depth"
         if numbers and key.rstrip("s").endswith(
@@ -122,9 +123,20 @@ def role_of(key: str, value: Any) -> str:
             # `layers: [3, 4, 6, 3]` counts, `moe_layers: [1, 3, 5]` names layers
             named = re.search(r"(attention|moe|only|rope|source|attn|scaling)_layers$", key)
             return "layer_index" if named else "depths"
-    role = next((role for role, pattern in _COMPILED if pattern.search(key)), "other")
+    role = _role_of_name(key)
     # `backbone_feature_sizes: [[256, 256], [128, 128]]` are heights and widths
     return "maps" if role == "channels" and are_pairs(value) else role
+
+
+# The same few names are asked for a thousand times while one config is shrunk.
+@functools.lru_cache(maxsize=4096)
+def _is_depth(key: str) -> bool:
+    return bool(_DEPTH.search(key)) and not _NOT_DEPTH.search(key)
+
+
+@functools.lru_cache(maxsize=4096)
+def _role_of_name(key: str) -> str:
+    return next((role for role, pattern in _COMPILED if pattern.search(key)), "other")
 
 
 def is_numbers(value: Any) -> bool:
