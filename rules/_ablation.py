@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Edit, EvidenceError
+from lora_doctor.rule_api import CHECKS, Case, Edit, EvidenceError
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Verification
@@ -38,3 +38,31 @@ def with_edits(case: Case, edits: Iterable[Edit]) -> Verification:
 def learning(verification: Verification) -> int:
     """How many adapted layers got a gradient in all their parameters."""
     return sum(group.with_gradient for group in verification.adapters)
+
+
+def tried(case: Case, edits: Iterable[Edit]) -> Verification | None:
+    """:func:`with_edits`; ``None`` when it came to no verdict."""
+    try:
+        return with_edits(case, edits)
+    except EvidenceError:
+        return None
+
+
+def failed_in_training(case: Case) -> tuple[str, ...]:
+    """Failed checks that no finding accounts for, without merging, which is no part of training."""
+    return tuple(name for name in case.unexplained if name != "merge")
+
+
+def holds(run: Verification | None, names: Iterable[str]) -> bool:
+    """Whether these checks passed: not failed, and not left out either."""
+    return run is not None and all(
+        (check := run.check(name)) is not None and check.status == "passed" for name in names
+    )
+
+
+def said(seen: Verification, name: str) -> str:
+    """What the failed check saw, in words."""
+    failure, check = seen.failure, seen.check(name)
+    if failure is not None and failure.check == name:
+        return f"{failure.type}: {failure.message}"
+    return f"{CHECKS.get(name, name)}: {(check and (check.detail or check.value)) or 'no'}"

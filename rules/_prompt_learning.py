@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import REMOVE, Case, Edit, EvidenceError, Recipe, lora_config_fields
-from lora_doctor.rules._ablation import judged
+from lora_doctor.rule_api import REMOVE, Case, Edit, Recipe, lora_config_fields
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Verification
+    pass
 
 #: The methods of PEFT whose config says ``is_prompt_learning``.
 METHODS = (
@@ -65,11 +64,3 @@ def other_methods(case: Case) -> tuple[tuple[str, tuple[Edit, ...]], ...]:
     return tuple(
         (name, (Edit("peft_type", name), *own)) for name in _PLAIN if name != recipe.peft_type
     )
-
-
-def tried(case: Case, edits: tuple[Edit, ...]) -> Verification | None:
-    """The contract after these edits; ``None`` when it came to no verdict."""
-    try:
-        return judged(case.again(case.recipe_in_full().edit(edits), case.patches))
-    except EvidenceError:
-        return None

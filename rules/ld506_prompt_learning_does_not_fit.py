@@ -20,12 +20,11 @@ from lora_doctor.rule_api import (
     Symptom,
     quoted,
 )
-from lora_doctor.rules._ablation import judged
+from lora_doctor.rules._ablation import judged, tried
 from lora_doctor.rules._prompt_learning import (
     METHODS,
     as_lora,
     other_methods,
-    tried,
     with_task_type,
 )
 

@@ -45,7 +45,8 @@ def examine(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -
 
 
 def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> Answers:
-    """The answers of the rules, a fallback last, cheapest evidence first."""
+    """The answers of the rules, cheapest evidence first; those that compare runs, and then a
+    fallback, last."""
     answers = Answers()
     fallbacks = any(rule.is_fallback and rule in selection for rule in rules)
 
@@ -56,7 +57,8 @@ def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> A
     order = sorted(
         rules,
         key=lambda rule: (
-            rule.is_fallback, not rule.about_saved_adapter, DEPTHS.index(rule.depth), rule.code
+            rule.is_fallback, rule.is_comparison, not rule.about_saved_adapter,
+            DEPTHS.index(rule.depth), rule.code,
         ),
     )  # fmt: skip
     for rule in order:

@@ -106,6 +106,9 @@ class Rule(ABC):
     examples: ClassVar[tuple[Example, ...]] = ()
     #: Whether the rule is asked last, for what no other rule has explained.
     is_fallback: ClassVar[bool] = False
+    #: Whether the rule knows no cause, and finds by comparing runs what the failure goes away with:
+    #: asked after every rule that knows one, and before the fallback.
+    is_comparison: ClassVar[bool] = False
     #: About the files of a saved adapter: asked first, because an adapter that cannot be loaded
     #: leaves nothing to ask about its training.
     about_saved_adapter: ClassVar[bool] = False
