@@ -3,7 +3,6 @@ they train, and those that they wait for."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ def with_task_ids(model: Any, batch: Any) -> Any:
     import torch
 
     config = own_config(model)
-    if config is None or TASK_IDS in batch.inputs or not _takes_task_ids(config):
+    if config is None or TASK_IDS in batch.inputs or not _takes_task_ids(model):
         return batch
     rows = next((v.shape[0] for v in batch.inputs.values() if getattr(v, "ndim", 0)), 1)
     tasks = max(int(getattr(config, key, None) or 1) for key in ("num_tasks", "n_tasks"))
@@ -30,14 +29,12 @@ def with_task_ids(model: Any, batch: Any) -> Any:
     return replace(batch, inputs={**batch.inputs, TASK_IDS: ids})
 
 
-def _takes_task_ids(config: Any) -> bool:
-    """Whether PEFT's own class for this kind of adapter has them in its forward."""
-    for name in ("peft.mapping", "peft.peft_model"):
-        tuners = getattr(importlib.import_module(name), "PEFT_TYPE_TO_TUNER_MAPPING", {})
-        forward = getattr(tuners.get(config.peft_type), "forward", None)
-        if forward is not None:
-            return TASK_IDS in inspect.signature(forward).parameters
-    return False
+def _takes_task_ids(model: Any) -> bool:
+    """Whether the forward of this kind of adapter has them: of its tuner, or of what makes its
+    prompts. PEFT's outer model has them for every kind."""
+    parts = (part for part in model.modules() if type(part).__module__.startswith("peft.tuners."))
+    forwards = {type(part).forward for part in parts}
+    return any(TASK_IDS in inspect.signature(forward).parameters for forward in forwards)
 
 
 def with_tokens_for_adapters(model: Any, batch: Any, recipe: Recipe) -> Any:
