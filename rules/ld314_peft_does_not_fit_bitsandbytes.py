@@ -69,6 +69,14 @@ class PeftDoesNotFitBitsandbytes(Rule):
             "healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
             depth="meta",
         ),
+        Example(
+            "healthy",
+            "arch:gpt2",
+            {"peft_type": "LN_TUNING", "target_modules": ["ln_1"], "load_in_8bit": True},
+            requires={"peft": ">=0.10"},
+            depth="meta",
+            why="the norms are not quantized",
+        ),
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:

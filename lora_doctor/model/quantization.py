@@ -43,7 +43,9 @@ def added(found: Structure, model: Any, config: Any) -> Structure:
     kind = kind_of(checkpoint) if checkpoint else recipe.quantized
     if kind is None:
         return found
-    found = replace(found, bitsandbytes_refusal=refusal(kind, recipe))
+    # Adapters on norms or embeddings alone meet no layer of bitsandbytes.
+    if any(group.kind == "linear" and group.adapted for group in found.groups):
+        found = replace(found, bitsandbytes_refusal=refusal(kind, recipe))
     if not hasattr(model, "get_output_embeddings"):
         return found
     try:
