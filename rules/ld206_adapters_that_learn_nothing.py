@@ -23,7 +23,7 @@ from lora_doctor.rule_api import (
     edits_excluding,
     edits_without,
     quoted,
-    require_lora,
+    require_named_layers,
     targets_without,
 )
 from lora_doctor.rules._ablation import with_edits
@@ -139,6 +139,13 @@ class AdaptersThatLearnNothing(Rule):
             {"target_modules": ["q_proj", "v_proj"], "model_class": "AutoModelForCausalLM"},
             why="cross-attention of a decoder that is used alone",
         ),
+        Example(
+            "broken",
+            "arch:jamba",
+            {"peft_type": "LOHA", "target_modules": ["q_proj", "dt_proj"]},
+            why="no other kind of adapter acts there either",
+            requires={"transformers": ">=5"},
+        ),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
         Example(
             "healthy",
@@ -155,7 +162,7 @@ class AdaptersThatLearnNothing(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        require_lora(case.recipe)
+        require_named_layers(case.recipe)
         if "gradients" in case.explained:
             return
         seen = case.verification

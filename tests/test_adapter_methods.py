@@ -209,3 +209,13 @@ def test_values_for_layers_are_watched_while_peft_looks_them_up() -> None:
     assert not never_taken({"rank_pattern": taken})  # never asked: another way of reading it
     assert taken.get("q_proj", 2) == 8 and taken.get("layers.0.v_proj", 2) == 2
     assert [one.entry for one in never_taken({"rank_pattern": taken})] == ["k_proj"]
+
+
+@pytest.mark.parametrize(("given", "run_with"), [(0.5, 0.0), (1.0, 1.0), (0.0, 0.0)])
+def test_chance_does_not_leave_a_tiny_model_without_adapters(given: float, run_with: float) -> None:
+    """Two layers that are each left out half of the time are both left out in every fourth step:
+    the backward then raises, which a model of thirty layers never sees."""
+    from lora_doctor.evidence.smaller_numbers import with_adapters_left
+
+    recipe = as_recipe({"peft_type": "LOKR", "target_modules": ["o_proj"], "module_dropout": given})
+    assert with_adapters_left(recipe).get("module_dropout") == run_with

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.evidence.smaller_numbers import with_sizes_that_fit
+from lora_doctor.evidence.smaller_numbers import with_adapters_left, with_sizes_that_fit
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.recipe.recipe import Recipe
 
@@ -45,7 +45,7 @@ def fitted(recipe: Recipe, model: Any, loader: Loader) -> Fitted:
     def full_size() -> Any:
         return loader.build("meta")
 
-    left, absent = without_absent_targets(moved, model, full_size)
+    left, absent = without_absent_targets(with_adapters_left(moved), model, full_size)
     return Fitted(with_sizes_that_fit(left, model, full_size), unfit, absent)
 
 

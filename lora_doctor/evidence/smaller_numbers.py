@@ -15,6 +15,16 @@ from lora_doctor.model.loading import peft_config
 from lora_doctor.recipe.recipe import Recipe
 
 
+def with_adapters_left(recipe: Recipe) -> Recipe:
+    """The recipe without ``module_dropout``, which leaves out whole adapters by chance: all of them
+    at once in a model of two layers, after which nothing is left to learn, and never in one of
+    thirty. One that leaves out every adapter every time stays."""
+    share = recipe.get("module_dropout")
+    if isinstance(share, float) and 0 < share < 1:
+        return recipe.override({"module_dropout": 0.0}, "argument")
+    return recipe
+
+
 def with_sizes_that_fit(recipe: Recipe, model: Any, full_size: Callable[[], Any]) -> Recipe:
     """The recipe with one number made smaller, where PEFT takes the recipe at full size and not on
     ``model``. ``full_size``: makes the model of the real sizes, on the meta device; called only
