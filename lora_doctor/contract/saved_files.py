@@ -54,10 +54,15 @@ def _reloaded(model: Any, base: Any, path: str, folder: Path) -> Any:
 
     inner = model.get_submodule(path) if path else model
     inner.save_pretrained(str(folder))
-    name = (active_adapters(inner) or (DEFAULT_ADAPTER,))[0]
-    saved = folder if name == DEFAULT_ADAPTER else folder / name
+    active = active_adapters(inner) or (DEFAULT_ADAPTER,)
+    first, *others = [(str(folder if name == DEFAULT_ADAPTER else folder / name), name)
+                      for name in active]  # fmt: skip
     onto = bare(base.get_submodule(path)) if path else base
-    reloaded = peft.PeftModel.from_pretrained(onto, str(saved), adapter_name=name)
+    reloaded = peft.PeftModel.from_pretrained(onto, first[0], adapter_name=first[1])
+    for saved, name in others:
+        reloaded.load_adapter(saved, adapter_name=name)
+    if others:  # PEFT's model of a single adapter has no such call; the one inside takes several
+        reloaded.base_model.set_adapter(list(active))
     _as_trained(inner, reloaded)
     return _with_part(base, path, reloaded) if path else reloaded
 
