@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import lora_doctor
 from lora_doctor.api.opening import open_case
 from lora_doctor.engine.case import Case
+from lora_doctor.errors import InputError
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.installed.quantized_merging import lora_merges
 from tests import saved_adapters as made
@@ -92,6 +94,19 @@ def test_of_a_framework(name: str, folders: tuple[Path, Path], tmp_path: Path) -
     case = opened(tmp_path / "file.yaml", text, folders)
     assert case.source.adapter == str(folders[1].resolve())
     assert (case.settings.trains, case.asked.get("r")) == (trains, 4)
+
+
+def test_base_of_ms_swift(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """`swift export` reads it off the arguments that the training saved beside the adapter, and
+    needs it written where there are none; the adapter's own config is not asked."""
+    adapter = shutil.copytree(folders[1], tmp_path / "checkpoint")
+    text = "swift export --adapters {adapter} --merge_lora true\n"
+    with pytest.raises(InputError, match="names its model with model"):
+        opened(tmp_path / "merge.sh", text, (folders[0], adapter))
+    (adapter / "args.json").write_text(json.dumps({"model": str(folders[0])}))
+    case = opened(tmp_path / "merge.sh", text, (folders[0], adapter))
+    assert (case.source.name, case.source.adapter) == (str(folders[0]), str(adapter.resolve()))
+    assert not case.settings.trains
 
 
 def test_a_new_adapter_beside_it(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str 
     framework = framework_named(read.set_up.format)
     model = read.set_up.entries.get(framework.model)
     if not isinstance(model, str) or not model.strip():
+        saved = framework.saved_model(read.set_up.entries, (Path(), path.parent))
+        model = saved[1] if saved is not None else model
+    if not isinstance(model, str) or not model.strip():
         raise InputError(
             f"{path}: a set-up of {read.set_up.format} names its model with {framework.model}, "
             "which is missing here"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_doctor.errors import InputError
@@ -62,6 +63,11 @@ class Framework:
     paths: Callable[[Entries], Iterable[tuple[str, str]]] = lambda entries: ()
     #: The saved adapter that it loads onto the model, where it puts no new one on beside it.
     saved_adapter: Callable[[Entries], str | None] = lambda entries: None
+    #: The model, where the file leaves it out and it is read off what was saved with the adapter:
+    #: what names it, and its name; the folders are those in which a path may begin.
+    saved_model: Callable[[Entries, Iterable[Path]], tuple[Path, str] | None] = (
+        lambda entries, folders: None
+    )
     #: Whether it only merges or uses that adapter, and trains nothing.
     only_uses: Callable[[Entries], bool] = lambda entries: False
     #: The entry that has it merge adapters into the model; ``None`` where it is to merge none.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
@@ -16,6 +18,7 @@ from lora_doctor.recipe.files.together import Together, evaluates, more_than_zer
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Sources
+from lora_doctor.static.named_file import named_file
 
 NAME = "ms-swift"
 SPECIFICITY = 20
@@ -132,6 +135,8 @@ _TOGETHER = (
         (("split_dataset_ratio", 0.01),), kind="unread",
     ),
 )  # fmt: skip
+#: The arguments of a training, beside what it saved.
+_ARGUMENTS = "args.json"
 _FLASH = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -197,6 +202,22 @@ def _saved_adapter(entries: Mapping[str, Any]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
+def _saved_model(entries: Mapping[str, Any], folders: Iterable[Path]) -> tuple[Path, str] | None:
+    """What ``load_args_from_ckpt`` of ``arguments/base_args`` reads: the arguments of the training,
+    saved beside the first adapter that has them. Only where nothing is trained."""
+    if not on(entries, "load_args", on(entries, "merge_lora")):
+        return None
+    places = tuple(folders)
+    named = (str(Path(name) / _ARGUMENTS) for name in listed(entries.get("adapters")))
+    file = next(filter(None, (named_file(name, places) for name in named)), None)
+    try:
+        saved = json.loads(file.read_text("utf-8")) if file is not None else None
+    except (OSError, ValueError):
+        return None
+    model = saved.get("model") if isinstance(saved, dict) else None
+    return (file, model) if file is not None and isinstance(model, str) and model.strip() else None
+
+
 def _resumes(entries: Mapping[str, Any]) -> Any:
     """``trainers/mixin.py`` reads no state for the weights alone, if no rows are to be skipped."""
     weights_alone = on(entries, "resume_only_model") and on(entries, "ignore_data_skip")
@@ -222,6 +243,7 @@ FRAMEWORK = Framework(
     remarks=_remarks,
     paths=_paths,
     saved_adapter=_saved_adapter,
+    saved_model=_saved_model,
     only_uses=lambda entries: on(entries, "merge_lora"),
     resumes=_resumes,
     merges=lambda entries: "merge_lora" if on(entries, "merge_lora") else None,
