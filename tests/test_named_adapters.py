@@ -7,17 +7,21 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lora_doctor
 from lora_doctor.api.opening import open_case
 from lora_doctor.engine.case import Case
-from lora_doctor.errors import InputError
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.adapter_files import read_adapter
 from lora_doctor.static.installed.quantized_merging import lora_merges
 from tests import saved_adapters as made
 
+HERE = Path(__file__).parent
 LOADS = """
 from transformers import AutoModelForCausalLM
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
@@ -130,11 +134,95 @@ def test_one_that_is_not_here(folders: tuple[Path, Path], tmp_path: Path) -> Non
     assert case.settings.adapter is None and case.asked.get("r") == 16
 
 
-def test_other_embeddings(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """What a program makes of the embeddings is not in the folder: sizes may fit after it."""
-    text = PROGRAMS["merges"][0].replace("model =", "base.resize_token_embeddings(99)\nmodel =")
+TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")\n'
+#: What stands before the adapter is loaded, and how many rows the embeddings then have; ``None``:
+#: the program is only read, unless nothing of the adapter is as long as the vocabulary.
+RESIZED = {
+    "a number": ("base.resize_token_embeddings(99)\n", 99),
+    "a multiple": ("base.resize_token_embeddings(99, pad_to_multiple_of=8)\n", 104),
+    "the tokenizer": (TOKENIZER + "base.resize_token_embeddings(len(tokenizer))\n", 55),
+    "tokens are added": (
+        TOKENIZER + "tokenizer.add_special_tokens({{'pad_token': '<new>'}})\n"
+        "tokenizer.add_tokens(['<a>', '<b>', '<a>'])\n"
+        "base.resize_token_embeddings(len(tokenizer))\n", 58),
+    "unknown tokens": (
+        TOKENIZER + "tokenizer.add_tokens(words)\nbase.resize_token_embeddings(len(tokenizer))\n",
+        None),
+    "an unknown number": ("base.resize_token_embeddings(rows)\n", None),
+    "perhaps": ("if rows:\n    base.resize_token_embeddings(99)\n", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_other_embeddings(name: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The adapter is loaded onto as many rows as the program gives its model before."""
+    before, rows = RESIZED[name]
+    before = before.replace("{tokenizer}", str(HERE / "folders" / "vocabulary_padded"))
+    text = LOADS.replace("Auto", "AutoTokenizer, Auto", 1)
+    text += PROGRAMS["merges"][0].replace("model =", before + "model =", 1)
+    case = opened(tmp_path / "program.py", text, folders)
+    assert (case.source.kind, case.source.rows) == ("folder", rows or 0)
+    if rows is None:  # with a module that is as long as the vocabulary
+        whole = made.saved(made.llama(), made.lora_config(modules_to_save=["lm_head"]))
+        case = opened(tmp_path / "program.py", text, whole)
+        assert (case.source.kind, case.settings.adapter) == ("script", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [("num_labels=5", "fits"), ("", "other"), ("num_labels=len(x)", "unknown")],
+)
+def test_labels_of_the_program(given: str, outcome: str, tmp_path: Path) -> None:
+    """The head is as long as the program says when it loads the model, not as the folder does."""
+    from lora_doctor.evidence.adapter import gather
+
+    base = made.new_folder("base")
+    made.llama().save_pretrained(str(base))
+    transformers = pytest.importorskip("transformers")
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(str(base), num_labels=5)
+    _, adapter = made.saved(model, made.lora_config(task_type="SEQ_CLS"), base)
+    text = LOADS + PROGRAMS["merges"][0].replace('{base}"', '{base}", ' + given)
+    text = text.replace("CausalLM", "SequenceClassification")
+    case = opened(tmp_path / "program.py", text, (base, adapter))
+    files = read_adapter(adapter)
+    tensors = {name: dataclasses.asdict(one) for name, one in files.weights.tensors.items()}
+    source = case.source.for_child()
+
+    def landing() -> Any:
+        recipe = Recipe({"task_type": "SEQ_CLS"}, {}, True).to_json()
+        return gather(source, recipe, files.config, tensors, str(adapter))["landing"]
+
+    if outcome == "unknown":
+        with pytest.raises(EvidenceError, match="num_labels"):
+            landing()
+    else:
+        assert bool(landing()["other_shapes"]) is (outcome == "other")
+
+
+def test_embeddings_resized_too_late(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """After the adapter was loaded it changes nothing about the loading."""
+    text = PROGRAMS["merges"][0] + "model.resize_token_embeddings(99)\n"
     case = opened(tmp_path / "program.py", LOADS + text, folders)
-    assert (case.source.kind, case.settings.adapter) == ("script", None)
+    assert (case.source.kind, case.source.rows) == ("folder", 0)
+
+
+def test_rows_of_the_program(tmp_path: Path) -> None:
+    """An adapter with the whole head fits the rows that it was trained with, and no others."""
+    from lora_doctor.evidence.adapter import gather
+
+    model = made.llama()
+    base = made.new_folder("base")
+    model.save_pretrained(str(base))
+    model.resize_token_embeddings(99)
+    _, adapter = made.saved(model, made.lora_config(modules_to_save=["lm_head"]), base)
+    files = read_adapter(adapter)
+    tensors = {name: dataclasses.asdict(one) for name, one in files.weights.tensors.items()}
+    source = {"kind": "folder", "name": str(base), "folder": str(base), "trust_remote_code": False}
+    recipe = Recipe({}, {}, True).to_json()
+    for rows, fits in ((0, False), (99, True), (98, False)):
+        found = gather({**source, "rows": rows}, recipe, files.config, tensors, str(adapter))
+        assert bool(found["landing"]["other_shapes"]) is not fits
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from lora_doctor.engine.program import only_read
 from lora_doctor.engine.saved_adapter import Finder, onto_base
-from lora_doctor.errors import InputError
+from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.recipe.keys import OUTER_KEYS
+from lora_doctor.recipe.program.loading_entries import loading_entries
 from lora_doctor.recipe.program.read_setup import setup_of
+from lora_doctor.recipe.program.resized import resized_before_adapter
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.adapter_files import AdapterFiles
 from lora_doctor.static.model_source import ModelSource
 from lora_doctor.static.named_file import named_folder
+from lora_doctor.static.piece import read_json_object
 
-_RESIZES = "resize_token_embeddings"
 Found = tuple[ModelSource, Recipe, AdapterFiles | None]
 
 
@@ -34,15 +36,37 @@ def _of_script(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
     named = setup.saved_adapter if setup is not None else None
     if setup is None or named is None:
         return source, recipe, None
-    resized = next((one for one in setup.program.calls if one.method == _RESIZES), None)
-    if resized is not None:  # to rows that its text need not tell
-        why = f"{resized.place}: gives the model other embeddings than the checkpoint has"
-        return *only_read(source, recipe, f"{why}; give both: MODEL --adapter {named.name}"), None
+    resized = resized_before_adapter(setup)
     try:
         source, adapter = finder.beside(source, named.name, (Path(source.script).parent,))
+        if resized is not None and resized.rows is None and not _without_rows(source, adapter):
+            why = f"{resized.place}: gives the model other embeddings than the checkpoint has"
+            why = f"{why}; give both: MODEL --adapter {named.name}"
+            return *only_read(source, recipe, why), None
+        known, unknown = loading_entries(setup)
+        rows = (resized.rows or 0) if resized is not None else 0
+        source = replace(source, rows=rows, entries=known, unknown_entries=unknown)
         return *onto_base(source, recipe, adapter), adapter
     except InputError as error:
         return *only_read(source, recipe, f"{named.place}: {error}"), None
+
+
+def _without_rows(source: ModelSource, adapter: AdapterFiles) -> bool:
+    """Whether nothing of the adapter is as long as the vocabulary, so that it fits embeddings of
+    any length."""
+    if source.kind != "folder" or adapter.header is None:
+        return False
+    try:
+        config = read_json_object(Path(source.name).expanduser() / "config.json")
+    except EvidenceError:  # which is told where the config is needed
+        return False
+    parts = (config, config.get("text_config"))
+    sizes = [part.get("vocab_size") for part in parts if isinstance(part, dict)]
+    rows = max((one for one in sizes if isinstance(one, int)), default=0)
+    longest = max(
+        (size for one in adapter.header.tensors.values() for size in one.shape), default=0
+    )
+    return longest < rows and not adapter.config.get("trainable_token_indices")
 
 
 def _of_framework(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:

@@ -16,7 +16,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.full import allowed_downloads
 from lora_doctor.model.adapter_loading import load
 from lora_doctor.model.adapter_renaming import find_renaming, sequence_of_targets
-from lora_doctor.model.loading import Loader
+from lora_doctor.model.loading import Loader, resized, unknown_entry
 from lora_doctor.model.peft_models import peft_models
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
@@ -52,6 +52,11 @@ def gather(
     """
     install_patches(patches)
     base = Base(source, Recipe.from_json(recipe))
+    unknown = unknown_entry(base.config(), source)
+    if unknown:
+        raise EvidenceError(
+            f"the script loads the model with a {unknown} that it does not spell out"
+        )
     adapter = Saved(config, {name: from_json(Tensor, item) for name, item in tensors.items()})
     model = base.build()
     if peft_models(model):
@@ -109,9 +114,13 @@ class Base:
     source: dict[str, Any]
     recipe: Recipe
 
+    def config(self) -> Any:
+        """The config by which it is built."""
+        return Loader(self.source, self.recipe).config
+
     def build(self) -> Any:
         """An ``nn.Module`` on the meta device, a factory's own too."""
-        return Loader(self.source, self.recipe).build("meta").to("meta")
+        return resized(Loader(self.source, self.recipe).build("meta").to("meta"), self.source)
 
 
 def _proven(base: Base, adapter: Saved, renaming: Renaming) -> Renaming:

@@ -198,9 +198,12 @@ def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) ->
         options["device_map"] = {"": device}
     if loader.source["trust_remote_code"]:
         options["trust_remote_code"] = True
+    from lora_doctor.model.loading import resized
+
     model = loader.model_class.from_pretrained(
         str(folder), use_safetensors=True, local_files_only=True, **options
     )
+    resized(model, loader.source)
     if recipe.quantized:
         return training_setup.for_kbit_training(model, recipe) if prepared else model
     return model if stays else model.to(device)

@@ -23,7 +23,7 @@ from lora_doctor.model import (
 from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.injection import Injected, inject, read_wrapped
 from lora_doctor.model.left_out_heads import left_out_heads
-from lora_doctor.model.loading import Loader
+from lora_doctor.model.loading import Loader, resized
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import assign_roles, collect, elements, group, is_adapter_layer, walk
 from lora_doctor.model.peft_models import active_names, own_config, peft_models
@@ -62,7 +62,7 @@ def gather(
     if loader.source["kind"] != "factory":
         asked = checkpoint_quantization.as_loaded(asked, loader.config)
     try:
-        model = loader.build("meta")
+        model = resized(loader.build("meta"), source)
     except LoraDoctorError:
         raise
     except Exception as error:

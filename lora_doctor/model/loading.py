@@ -283,7 +283,29 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
             f"{single_line(str(error), 300)}",
             remedy=missing_remedy(error),
         ) from error
+    for name, value in source.get("entries", {}).items():
+        if hasattr(config, name):  # from_pretrained hands it to the config
+            setattr(config, name, value)
     return config, ()
+
+
+def unknown_entry(config: Any, source: Mapping[str, Any]) -> str:
+    """An entry of the config that a script sets to what its text does not tell; empty where there
+    is none, or a whole config of the script's."""
+    names = source.get("unknown_entries", ())
+    return next((name for name in names if name == "config" or hasattr(config, name)), "")
+
+
+def resized(model: Any, source: Mapping[str, Any]) -> Any:
+    """The model with as many rows of embeddings as the script gives it that names it."""
+    rows = source.get("rows")
+    if rows:
+        known = inspect.signature(model.resize_token_embeddings).parameters
+        # The mean of all rows, which newer releases give to the new ones, has no value on meta.
+        options = {"mean_resizing": False} if "mean_resizing" in known else {}
+        with quiet():
+            model.resize_token_embeddings(rows, **options)
+    return model
 
 
 def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:

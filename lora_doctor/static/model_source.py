@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +41,14 @@ class ModelSource:
     preferred_class: str = ""
     #: Folder of a saved adapter that training goes on from; empty without one.
     adapter: str = ""
+    #: Rows to which a script resizes the embeddings before it loads that adapter; 0 where it leaves
+    #: them as they are.
+    rows: int = 0
+    #: What a script sets by name when it loads the model for that adapter (``num_labels=5``); the
+    #: config takes what it has.
+    entries: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    #: Names that it sets likewise, to what its text does not tell.
+    unknown_entries: tuple[str, ...] = ()
     #: The script or notebook that names it; empty where the user did.
     script: str = ""
     #: Why the small files of a hub id could not be had, where what names the model is looked at
@@ -72,7 +81,14 @@ class ModelSource:
 
     def for_child(self) -> dict[str, Any]:
         """The same with what only decides how the model is loaded."""
-        return {**self.to_json(), "preferred_class": self.preferred_class, "adapter": self.adapter}
+        return {
+            **self.to_json(),
+            "preferred_class": self.preferred_class,
+            "adapter": self.adapter,
+            "rows": self.rows,
+            "entries": dict(self.entries),
+            "unknown_entries": list(self.unknown_entries),
+        }
 
 
 def parse_model(

@@ -7,7 +7,7 @@ otherwise empty tokenizer, so that the part at fault is known and 30 MB of vocab
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from lora_doctor.limits import (
     check_items,
     count_items,
 )
-from lora_doctor.static.piece import read_bytes, shown
+from lora_doctor.static.piece import read_bytes, read_json_object, shown
 from lora_doctor.static.tokenizer_file import TokenizerFile
 
 #: Sections in the order in which the library reads them; each may hold a sequence of parts.
@@ -93,6 +93,25 @@ def whole_file_error(path: Path) -> str | None:
     tokenizer = _library()
     check_items(count_items(read_bytes(path, TOKENIZER_BYTES)), TOKENIZER_ITEMS, path.name)
     return _call(lambda: tokenizer.from_file(str(path)))
+
+
+def number_of_tokens(folder: Path, added: Sequence[str] = ()) -> int:
+    """How many tokens the tokenizer of a folder has, with those that are ``added`` to it: its
+    ``tokenizer.json`` as the installed library reads it, and what ``tokenizer_config.json`` adds.
+
+    Raises:
+        EvidenceError: there is no such file, or it cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    error = whole_file_error(path)
+    if error is not None:
+        raise EvidenceError(f"{path.name} cannot be read: {error}", remedy="file")
+    vocabulary = set(_library().from_file(str(path)).get_vocab(with_added_tokens=True))
+    config = folder / "tokenizer_config.json"
+    more = read_json_object(config).get("added_tokens_decoder") if config.is_file() else None
+    entries = more.values() if isinstance(more, dict) else ()
+    vocabulary |= {str(one.get("content")) for one in entries if isinstance(one, dict)}
+    return len(vocabulary | set(added))
 
 
 def _model(file: TokenizerFile) -> Iterator[Unreadable]:
