@@ -80,6 +80,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     entry that is no key of a recipe has the name behind ``ENTRY``. ``SideFiles``, the files that it
     names, with each ``Pin`` of a package beside it.
 *Of a saved adapter*
+    ``adapter_steps``: what a script does with several adapters, call by call (``AdapterStep``), and
+    ``AdapterSteps``, what the installed PEFT made of them, with each ``StepFault``.
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
 *What a rule yields*
@@ -178,6 +180,7 @@ if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.cut import Cut
     from lora_doctor.recipe.files.side_files import SideFiles
+    from lora_doctor.recipe.program.adapter_steps import AdapterStep, adapter_steps
     from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
     from lora_doctor.recipe.program.after_training import (
         all_set_trainable,
@@ -238,6 +241,7 @@ if TYPE_CHECKING:
         loaded_onto_adapters,
     )
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
+    from lora_doctor.results.adapter_steps import AdapterSteps, StepFault
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
     from lora_doctor.results.chat_template import ChatTemplate
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
@@ -297,6 +301,7 @@ _LAZY = {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("SideFiles",),
+        "recipe.program.adapter_steps": ("AdapterStep", "adapter_steps"),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
             "all_set_trainable", "merged_and_dropped", "merged_where_it_trained", "saved_as_base",
@@ -337,6 +342,7 @@ _LAZY = {
         ),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
+        "results.adapter_steps": ("AdapterSteps", "StepFault"),
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
         "results.chat_template": ("ChatTemplate",),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
@@ -387,6 +393,8 @@ __all__ = [
     "AdapterFiles",
     "AdapterLoading",
     "AdapterState",
+    "AdapterStep",
+    "AdapterSteps",
     "AdapterValues",
     "AddedInput",
     "AddedTokens",
@@ -476,6 +484,7 @@ __all__ = [
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",
+    "StepFault",
     "StepGradients",
     "Structure",
     "Supervision",
@@ -495,6 +504,7 @@ __all__ = [
     "adapted_by_the_trainer_too",
     "adapted_twice",
     "adapter_config_fields",
+    "adapter_steps",
     "added_tokens",
     "adds_without_wrapper",
     "all_set_trainable",

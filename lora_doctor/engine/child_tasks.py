@@ -40,6 +40,12 @@ ADAPTER_LOADING = Task(
     "PeftModel.from_pretrained on the meta device",
     "the adapter on the meta device",
 )
+ADAPTER_STEPS = Task(
+    "adapter_steps",
+    "lora_doctor.evidence.adapter_steps:gather",
+    "the adapter calls of the program, by PEFT on the meta device",
+    "the adapters of the program on the meta device",
+)
 STRUCTURE = Task(
     "structure",
     "lora_doctor.evidence.meta:gather",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.engine.child_tasks import (
     ADAPTER_LOADING,
+    ADAPTER_STEPS,
     CHAT_TEMPLATE,
     CHECKPOINT_QUANTIZATION,
     LOADING,
@@ -24,6 +25,7 @@ from lora_doctor.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading
+    from lora_doctor.results.adapter_steps import AdapterSteps
     from lora_doctor.results.chat_template import ChatTemplate
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from lora_doctor.results.refused_arguments import AskedArguments
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
+
+
+#: One that puts an adapter on, and one that does something with it.
+_FEWEST_STEPS = 2
 
 
 class MetaEvidence(WrittenEvidence):
@@ -77,6 +83,26 @@ class MetaEvidence(WrittenEvidence):
             folder=str(adapter.folder)
             if adapter.snapshot is None and not adapter.pickled
             else None,
+        )
+
+    @evidence(of_recipe=True)
+    def adapter_steps(self) -> AdapterSteps:
+        """The adapter calls of the program, made again by the installed PEFT; raises where it has
+        one adapter, or does not say all about them."""
+        from lora_doctor.recipe.program.adapter_steps import adapter_steps
+        from lora_doctor.results.adapter_steps import AdapterSteps
+
+        steps = adapter_steps(self.program)
+        if len(steps) < _FEWEST_STEPS:
+            raise EvidenceError("the program does not put several adapters on, or not all is known")
+        self._require("meta")
+        self._progress(f"making the {len(steps)} adapter calls on the meta device")
+        return self._tasks.gather(
+            ADAPTER_STEPS,
+            AdapterSteps,
+            self.asked,
+            self.settings.limits.of_meta(),
+            steps=[step.to_json() for step in steps],
         )
 
     @evidence(of_recipe=True)

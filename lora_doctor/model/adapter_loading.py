@@ -92,9 +92,9 @@ def _from_pretrained(model: Any, folder: Path, tensors: Mapping[str, Tensor], se
     import peft
     import torch
 
-    content = {name: _without_storage(item) for name, item in tensors.items()}
+    content = {name: without_storage(item) for name, item in tensors.items()}
     with (
-        _content_is(content),
+        contents_are(content),
         _recorded(content, seen),
         torch.device("meta"),
         warnings.catch_warnings(),
@@ -105,7 +105,8 @@ def _from_pretrained(model: Any, folder: Path, tensors: Mapping[str, Tensor], se
         )
 
 
-def _without_storage(tensor: Tensor) -> Any:
+def without_storage(tensor: Tensor) -> Any:
+    """A tensor of this shape and dtype on the meta device."""
     import torch
 
     dtype = getattr(torch, _DTYPES.get(tensor.dtype, "float32"))
@@ -113,8 +114,8 @@ def _without_storage(tensor: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def _content_is(content: Mapping[str, Any]) -> Iterator[None]:
-    """PEFT reads this instead of the safetensors file."""
+def contents_are(content: Mapping[str, Any]) -> Iterator[None]:
+    """PEFT reads this instead of a safetensors file, whichever it opens."""
     place = importlib.import_module("peft.utils.save_and_load")
     with _replaced(place, "safe_load_file", lambda *arguments, **options: dict(content)):
         yield

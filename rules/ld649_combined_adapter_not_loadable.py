@@ -1,0 +1,75 @@
+"""LD649: a combination of adapters is saved and cannot be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
+from lora_doctor.rules._adapter_steps import PROOF, at, call, faults
+
+
+class CombinedAdapterNotLoadable(Rule):
+    """The adapter that `add_weighted_adapter` made is saved with a config that it does not fit.
+
+    ## What happens
+    Combining and saving work. `PeftModel.from_pretrained` of the saved adapter raises a size
+    mismatch.
+
+    ## Why
+    `linear`, `ties` and their kind keep the rank that each module had, and the config of the
+    combination has one rank for all: the `rank_pattern` of its parts is dropped.
+
+    ## Versions
+    Depends on the installed PEFT: the shapes that are saved are compared with those that loading
+    makes.
+
+    ## Fix
+    By hand: combine with `cat` or `svd`, or merge the combination at once instead of saving it.
+
+    ## Links
+    https://github.com/huggingface/peft/issues/3737
+    """
+
+    code = "LD649"
+    name = "combined-adapter-not-loadable"
+    summary = "A combination of adapters is saved and cannot be loaded."
+    depth = "meta"
+    symptoms = (
+        Symptom(
+            r"size mismatch for \S+lora_[AB]\.\S+",
+            context=r"add_weighted_adapter|rank_pattern",
+            weight=-1,
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/combined_of_rank_patterns.py",
+            depth="meta",
+            requires={"peft": ">=0.15"},
+            why="the rank pattern of the parts is dropped",
+        ),
+        Example("healthy", "tests/scripts/combined_by_cat.py", depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        for fault, step in faults(case, "not-loadable"):
+            count, _, detail = fault.detail.partition(": ")
+            yield self.finding(
+                "error",
+                f"{step.code} saves the combined adapter {fault.adapters[0]!r}, which cannot be "
+                f"loaded: {count} of its tensors do not fit its config ({detail}).",
+                location=at(step),
+                evidence=(
+                    call(step),
+                    Measurement("tensors that do not fit", fault.detail, "shapes, saved and made"),
+                ),
+                proof=PROOF,
+                fixes=(
+                    Fix(
+                        'Combine with combination_type="cat" or "svd"; or merge the combination '
+                        "(merge_and_unload) and save the merged model.",
+                        "manual",
+                    ),
+                ),
+            )
