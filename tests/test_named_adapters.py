@@ -223,6 +223,7 @@ def test_rows_of_the_program(tmp_path: Path) -> None:
     for rows, fits in ((0, False), (99, True), (98, False)):
         found = gather({**source, "rows": rows}, recipe, files.config, tensors, str(adapter))
         assert bool(found["landing"]["other_shapes"]) is not fits
+        assert not found["landing"]["nowhere"]  # of the head, which PEFT has saved twice
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
     unexpected = [
         name
         for name in seen.unexpected
-        if not _is_prompt(name, seen.wrapped) and not _is_from_seed(name)
+        if not _is_prompt(name, seen.wrapped)
+        and not _is_from_seed(name)
+        and not _is_saved_twice(name, tensors)
     ]
     narrow = _prompt_of_other_width(seen.wrapped, tensors)
     return Landing(
@@ -232,6 +234,13 @@ def _is_from_seed(name: str) -> bool:
     save it and make it anew from its seed."""
     before, _, own = name.partition(".")
     return before == "base_model" and bool(own) and "." not in own
+
+
+def _is_saved_twice(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether this is a module of ``modules_to_save`` under a second name: where PEFT saves the
+    embeddings because they were resized, it writes those that are such a module once more."""
+    before, found, own = name.partition(".modules_to_save.")
+    return bool(found) and f"{before}.{own}" in tensors
 
 
 def _is_shared(name: str) -> bool:
