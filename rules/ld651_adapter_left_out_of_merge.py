@@ -14,7 +14,8 @@ class AdapterLeftOutOfMerge(Rule):
     ## What happens
     Nothing is raised. `load_adapter` does not make an adapter active, so that `merge_and_unload`
     merges the first one only, and the other is gone. Or `merge_adapter` merges some of the active
-    adapters: the others count as active, and are not applied.
+    adapters: the others count as active, and are not applied. Or several adapters save a module as
+    a whole (`modules_to_save`): the active adapter's stays, whichever are merged.
 
     ## Why
     Merging takes the active adapters unless it is given `adapter_names`. A layer with merged
@@ -58,10 +59,13 @@ class AdapterLeftOutOfMerge(Rule):
         for fault, step in faults(case, "left-out"):
             names = ", ".join(map(repr, fault.adapters))
             merged = ", ".join(map(repr, fault.merged)) or "nothing"
-            effect = (
-                f"{names} was loaded, was never active, and is taken off unmerged"
-                if fault.detail == "taken off"
-                else f"{names} stays active and is not applied where others are merged"
+            effect = {
+                "taken off": f"{names} was loaded, was never active, and is taken off unmerged",
+                "active": f"{names} stays active and is not applied where others are merged",
+            }.get(
+                fault.detail,
+                f"the whole {fault.detail} of {names} is dropped, and that of the active adapter "
+                "stays",
             )
             yield self.finding(
                 "warning",

@@ -91,6 +91,21 @@ def test_new_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("named", "lost"), [("['one', 'two']", "two"), ("['two']", "two"), ("['one']", "")]
+)
+@pytest.mark.skipif(Version(version("peft")) < Version("0.16"), reason="an older PEFT refuses it")
+def test_whole_modules_of_two(named: str, lost: str, tmp_path: Path) -> None:
+    """PEFT keeps that of the active adapter, whichever are merged."""
+    config = "LoraConfig(r=4, target_modules=['q_proj'], modules_to_save=['lm_head'])"
+    text = (
+        f"model = get_peft_model(base, {config}, 'one')\nmodel.add_adapter('two', {config})\n"
+        f"model.save_pretrained('out')\nmodel.merge_and_unload(adapter_names={named})\n"
+    )
+    found = [(one["detail"], one["adapters"]) for one in faults_of(steps_of(text, tmp_path))]
+    assert found == ([("lm_head", (lost,))] if lost else [])
+
+
+@pytest.mark.parametrize(
     ("text", "known"),
     [
         (TWO + "model.add_weighted_adapter(names, weights, 'both')\n", 2),

@@ -98,13 +98,15 @@ class _Run:
             self.faults += self._unloadable(number, step)
             self.used |= set(self.known)
             return
+        merged = _names(self._argument(step, "adapter_names", None)) or self._active()
         if method in ("merge_and_unload", "unload", "merge_adapter"):
-            self.used |= set(_names(self._argument(step, "adapter_names", None)) or self._active())
+            self.used |= set(merged)
+        whole = _whole_modules(self.model) if method == "merge_and_unload" else {}
         if method == _COMBINES:
             self.used |= set(_names(self._argument(step, "adapters", 0)))
             altered = _altered(number, self._configs(step))
         try:
-            self._call(step)
+            result = self._call(step)
         except Exception as error:
             raise _RefusedError(error) from error
         self.known += [one for one in self.model.peft_config if one not in before]
@@ -113,6 +115,7 @@ class _Run:
             self.faults += altered
         if method == "merge_and_unload":
             self.faults += self._left_out(number)
+            self.faults += _whole_left_out(number, merged, whole, result)
         elif method == "merge_adapter":
             self.faults += self._not_applied(number)
         elif method in ("set_adapter", "get_peft_model", "from_pretrained"):
@@ -121,7 +124,7 @@ class _Run:
     def _base(self) -> Any:
         return resized(self.loader.build("meta").to("meta"), self.loader.source)
 
-    def _call(self, step: Mapping[str, Any]) -> None:
+    def _call(self, step: Mapping[str, Any]) -> Any:
         import peft
 
         method, positional, keywords = step["method"], step["positional"], step["keywords"]
@@ -141,7 +144,8 @@ class _Run:
             self.model.add_adapter(*positional[:1], peft_config=_new(step), **keywords)
         else:
             owner = self.model.base_model if step["inner"] else self.model
-            getattr(owner, method)(*positional, **keywords)
+            return getattr(owner, method)(*positional, **keywords)
+        return None
 
     def _argument(self, step: Mapping[str, Any], name: str, position: int | None) -> Any:
         if name in step["keywords"]:
@@ -150,7 +154,7 @@ class _Run:
         return given[position] if position is not None and position < len(given) else None
 
     def _active(self) -> list[str]:
-        return list(self.model.active_adapters)
+        return list(getattr(self.model, "active_adapters", ())) if self.known else []
 
     def _configs(self, step: Mapping[str, Any]) -> dict[str, Any]:
         names = _names(self._argument(step, "adapters", 0))
@@ -192,6 +196,28 @@ class _Run:
                 key = other[0]
                 detail = f"{key} is saved as {list(own[key])}, and loading makes {made.get(key)}"
                 yield StepFault(number, "not-loadable", (name,), f"{len(other)}: {detail}")
+
+
+def _whole_modules(model: Any) -> dict[str, dict[int, str]]:
+    """Path of each module that adapters save as a whole, with the parameter of each adapter's."""
+    kind = importlib.import_module("peft.utils.other").ModulesToSaveWrapper
+    return {
+        path: {id(next(one.parameters())): name for name, one in module.modules_to_save.items()}
+        for path, module in model.base_model.model.named_modules()
+        if isinstance(module, kind)
+    }
+
+
+def _whole_left_out(
+    number: int, merged: Sequence[str], whole: Mapping[str, Mapping[int, str]], result: Any
+) -> Iterator[StepFault]:
+    """Adapters that were to be merged and whose own copy of a module is not the one that stays."""
+    for path, owners in whole.items():
+        kept = owners.get(id(next(result.get_submodule(path).parameters())), "")
+        lost = [name for name in merged if name in owners.values() and name != kept]
+        if kept and lost:
+            yield StepFault(number, "left-out", tuple(lost), path, merged=(kept,))
+            return
 
 
 def _new(step: Mapping[str, Any]) -> Any:

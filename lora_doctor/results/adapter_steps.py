@@ -20,7 +20,8 @@ class StepFault:
     kind: Literal["refused", "altered", "not-loadable", "left-out"]
     #: The adapters that it is about.
     adapters: tuple[str, ...] = ()
-    #: What was measured, or the tensors that do not fit.
+    #: What was measured, or the tensors that do not fit. Of what is left out: ``taken off``,
+    #: ``active``, or the path of a module that is saved as a whole.
     detail: str = ""
     #: Entry of an adapter's config without which the fault is gone; empty where none was found.
     cause: str = ""
