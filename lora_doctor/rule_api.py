@@ -39,6 +39,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``merged_after_wrapping``, ``merges``, ``merged_and_dropped``,
+    ``merged_into_adapter_folder``,
     ``saved_as_base``, ``trained_in_turn``, ``merged_where_it_trained`` (the calls),
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
@@ -185,6 +186,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.after_training import (
         all_set_trainable,
         merged_and_dropped,
+        merged_into_adapter_folder,
         merged_where_it_trained,
         saved_as_base,
         trained_in_turn,
@@ -304,8 +306,8 @@ _LAZY = {
         "recipe.program.adapter_steps": ("AdapterStep", "adapter_steps"),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
-            "all_set_trainable", "merged_and_dropped", "merged_where_it_trained", "saved_as_base",
-            "trained_in_turn",
+            "all_set_trainable", "merged_and_dropped", "merged_into_adapter_folder",
+            "merged_where_it_trained", "saved_as_base", "trained_in_turn",
         ),
         "recipe.program.callbacks": ("has_unread_callback",),
         "recipe.program.collated_columns": ("collated_columns",),
@@ -542,6 +544,7 @@ __all__ = [
     "means_mlp",
     "merged_after_wrapping",
     "merged_and_dropped",
+    "merged_into_adapter_folder",
     "merged_where_it_trained",
     "merges",
     "metrics_not_computed",

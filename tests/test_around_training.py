@@ -11,6 +11,7 @@ from lora_doctor.recipe.program.added_tokens import added_tokens
 from lora_doctor.recipe.program.after_training import (
     all_set_trainable,
     merged_and_dropped,
+    merged_into_adapter_folder,
     saved_as_base,
     trained_in_turn,
 )
@@ -79,6 +80,32 @@ def test_keeping_the_merged_model_is_one_word_more(tmp_path: Path) -> None:
     code = 'model.merge_and_unload()\nmodel.save_pretrained("merged")\n'
     (slip,) = merged_and_dropped(read(tmp_path, TRAINED + code))
     assert [change.new for change in slip.rewrites] == ["model = "]
+
+
+LOADED = """\
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained("base")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('PeftModel.from_pretrained(base, "out/a").merge_and_unload().save_pretrained("./out/a/")',
+         True),
+        ('m = AutoPeftModelForCausalLM.from_pretrained("a")\nm = m.merge_and_unload()\n'
+         'm.save_pretrained("a")', True),
+        ('PeftModel.from_pretrained(base, "a").merge_and_unload().save_pretrained("b")', False),
+        ('PeftModel.from_pretrained(base, "a").save_pretrained("a")', False),
+        ('PeftModel.from_pretrained(base, "a").merge_and_unload().save_pretrained("a")\n'
+         'os.remove("a/adapter_config.json")', False),
+    ],
+)  # fmt: skip
+def test_a_merged_model_beside_its_adapter(tmp_path: Path, code: str, found: bool) -> None:
+    """Loading such a folder finds the adapter as well, unless the program takes it away."""
+    slips = list(merged_into_adapter_folder(read(tmp_path, f"import os\n{LOADED}{code}\n")))
+    assert bool(slips) is found
 
 
 IN_TURN = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from lora_doctor.recipe.program.objects import (
     is_loader,
@@ -50,6 +51,27 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
         )  # fmt: skip
         if saving is not None:
             yield slip(call, saving, _kept(call, saving))
+
+
+def merged_into_adapter_folder(setup: Setup) -> Iterator[Slip]:
+    """``save_pretrained`` of a merged model into the folder from which its adapter was loaded; not
+    where the program handles the adapter's own files."""
+    if any("adapter_config" in unit.python for unit in setup.program.units):
+        return
+    for call in setup.program.calls:
+        before = list(makers(call.receiver))
+        folder = text_of(call.value("save_directory", 0))
+        if call.method != "save_pretrained" or not call.certain or folder is None:
+            continue
+        adapter = next((one for one in before if is_saved_adapter(one)), None)
+        merged = any(one.method in _MERGES for one in before)
+        if adapter is None or not merged or not is_none(adapter.value("subfolder")):
+            continue
+        name = text_of(adapter.value("model_id", 1)) or text_of(
+            adapter.value("pretrained_model_name_or_path", 0)
+        )
+        if name is not None and Path(name) == Path(folder):
+            yield slip(call, adapter, [])
 
 
 def merged_where_it_trained(setup: Setup) -> Iterator[Call]:
