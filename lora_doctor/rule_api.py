@@ -53,10 +53,11 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     what accelerate's config says of it); each ``Launch``, what starts the
     script (``is_certain``: for sure, and in no other way), and each ``Cut`` in it: where a command
     of a shell file ends before its last options;
-    ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
-    of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
-    given no data for it; ``metrics_not_computed``: trainers that choose the best checkpoint by a
-    metric which no evaluation gives; ``collated_columns``: what a collator reads of each row;
+    ``losses_without_gradients``, ``gradients_cleared``, ``gradients_discarded``,
+    ``gradients_never_reset`` and ``trained_in_eval_mode``: slips of a loop of one's own;
+    ``evaluations_without_data``: trainers that are to evaluate and are given no data for it;
+    ``metrics_not_computed``: trainers that choose the best checkpoint by a metric which no
+    evaluation gives; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
@@ -64,7 +65,11 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
     checkpoints that it resumes from, and ``without_state``, those without ``TRAINER_STATE``;
-    ``may_initialise``: whether it may call a function of PEFT that makes an initialisation.
+    ``may_initialise``: whether it may call a function of PEFT that makes an initialisation;
+    ``blind_rewards``, ``distances_rewarded`` and ``refused_rewards`` (``RefusedReward``): reward
+    functions that read no completion, return a distance, or are called with other arguments;
+    ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
+    made of.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
@@ -231,12 +236,25 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.padding_id import sets_padding_id
     from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
     from lora_doctor.recipe.program.resuming import TRAINER_STATE, resumed_from, without_state
+    from lora_doctor.recipe.program.rewards import (
+        RefusedReward,
+        blind_rewards,
+        distances_rewarded,
+        refused_rewards,
+    )
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
     from lora_doctor.recipe.program.training_loops import (
         gradients_cleared,
+        gradients_discarded,
+        gradients_never_reset,
         losses_without_gradients,
         trained_in_eval_mode,
+    )
+    from lora_doctor.recipe.program.training_rows import (
+        TrainedOn,
+        evaluated_on_trained,
+        labels_with_padding,
     )
     from lora_doctor.recipe.program.wrapping import (
         compiled_before_adapters,
@@ -336,11 +354,21 @@ _LAZY = {
         "recipe.program.own_vocabulary": ("own_vocabulary",),
         "recipe.program.padding_id": ("sets_padding_id",),
         "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
+        "recipe.program.rewards": (
+            "RefusedReward",
+            "blind_rewards",
+            "distances_rewarded",
+            "refused_rewards",
+        ),
         "recipe.program.resuming": ("TRAINER_STATE", "resumed_from", "without_state"),
         "recipe.program.setup": ("Setup",),
         "recipe.program.streaming": ("streamed_without_steps",),
         "recipe.program.training_loops": (
-            "gradients_cleared", "losses_without_gradients", "trained_in_eval_mode",
+            "gradients_cleared", "gradients_discarded", "gradients_never_reset",
+            "losses_without_gradients", "trained_in_eval_mode",
+        ),
+        "recipe.program.training_rows": (
+            "TrainedOn", "evaluated_on_trained", "labels_with_padding",
         ),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
@@ -465,6 +493,7 @@ __all__ = [
     "Recipe",
     "ReentrantDdp",
     "Refusal",
+    "RefusedReward",
     "Remark",
     "RemoteCode",
     "ReplacedLayers",
@@ -494,6 +523,7 @@ __all__ = [
     "TiedPart",
     "Tower",
     "TrainableTensor",
+    "TrainedOn",
     "TrainingScript",
     "TrainingSignal",
     "UnknownArgument",
@@ -514,14 +544,17 @@ __all__ = [
     "at_an_end",
     "beyond",
     "bfloat16_keys",
+    "blind_rewards",
     "brings_optimizer",
     "collated_columns",
     "compiled_before_adapters",
     "contradictions",
     "cover_of",
+    "distances_rewarded",
     "edits_excluding",
     "edits_without",
     "entries_for",
+    "evaluated_on_trained",
     "evaluations_without_data",
     "excluding",
     "expression_ends",
@@ -530,10 +563,13 @@ __all__ = [
     "gib",
     "gone_names",
     "gradients_cleared",
+    "gradients_discarded",
+    "gradients_never_reset",
     "has_unread_callback",
     "is_certain",
     "kept_budgets",
     "known_architectures",
+    "labels_with_padding",
     "loaded_frozen",
     "loaded_onto_adapters",
     "lora_config_fields",
@@ -563,6 +599,7 @@ __all__ = [
     "program_contradictions",
     "quoted",
     "reentrant_under_ddp",
+    "refused_rewards",
     "remarks_of",
     "require_lora",
     "require_named_layers",

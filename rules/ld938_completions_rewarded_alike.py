@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    blind_rewards,
+)
 from lora_doctor.rules._dry_run_script import REWARDED
 from lora_doctor.rules._training_signal import at, signal
 
@@ -30,7 +41,8 @@ class CompletionsRewardedAlike(Rule):
 
     A dry run calls the functions on what the small model writes, which is noise: many correct
     functions give noise the same reward. So it also has to be seen that the code of the functions
-    never reads a completion, or that the completions of each group are equal.
+    never reads a completion, or that the completions of each group are equal. In a script that is
+    only read, functions are found none of which reads a completion.
 
     ## Versions
     All.
@@ -62,9 +74,19 @@ class CompletionsRewardedAlike(Rule):
             "",
             script=REWARDED.replace("REWARD", "float(completion.count('7'))"),
         ),
+        Example(
+            "broken",
+            "tests/scripts/reward_of_nothing_written.py",
+            depth="static",
+            why="the same for every completion",
+        ),
+        Example("healthy", "tests/scripts/reward_of_a_column.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("dry_run"):
+            yield from self._of_script(case)
+            return
         found = signal(case)
         rewards, gradients = found.rewards, found.gradients
         if rewards is None or rewards.alike < rewards.prompts:
@@ -94,11 +116,31 @@ class CompletionsRewardedAlike(Rule):
             ),
         )
 
+    def _of_script(self, case: Case) -> Iterator[Finding]:
+        """Functions of a script that was only read."""
+        functions = blind_rewards(case.program)
+        if not functions:
+            return
+        names = ", ".join(one.name for one in functions)
+        first = functions[0].place
+        yield self.finding(
+            "error",
+            "All completions of a prompt get the same reward: "
+            f"{_never_read(names, len(functions))}. Every advantage is 0, and nothing is learned.",
+            location=Location("file", first.file, first.line),
+            evidence=(Measurement("functions", names, "their code"),),
+            proof=Proof("read", "the code of the functions, which were not run"),
+            fixes=(Fix("Let the reward depend on what the completion says.", "manual"),),
+        )
+
 
 def _why(rewards: Rewards) -> str:
     if len(rewards.blind) == len(rewards.functions):
-        names = ", ".join(rewards.blind)
-        return f"{names} never read{'s' if len(rewards.blind) == 1 else ''} them"
+        return _never_read(", ".join(rewards.blind), len(rewards.blind))
     if rewards.same_completions == rewards.prompts:
         return "they are all the same, although several are sampled"
     return ""
+
+
+def _never_read(names: str, number: int) -> str:
+    return f"{names} never read{'s' if number == 1 else ''} them"

@@ -12,6 +12,7 @@ import pytest
 
 from lora_doctor.static.script.cleared_gradients import cleared_gradients
 from lora_doctor.static.script.eval_mode import left_in_eval
+from lora_doctor.static.script.kept_gradients import discarded, never_reset
 from lora_doctor.static.script.lost_losses import lost_losses
 
 _HEAD = """
@@ -431,3 +432,62 @@ def test_the_usual_orders_are_not(text: str) -> None:
 def test_evaluation_mode_after_the_first_evaluation(text: str, found: bool) -> None:
     """Dropout stays off from the second epoch on, and so does checkpointing."""
     assert (left_in_eval(read(text)) is not None) is found
+
+
+#: ``OPTIMIZER``, ``BATCHES`` and the rest are as in most scripts.
+_ACCUMULATED = """
+    for i, batch in enumerate(loader):
+        {before}
+        loss = model(**batch).loss / steps
+        loss.backward()
+        if (i + 1) % steps == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            {after}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "more", "lost"),
+    [
+        ("optimizer.zero_grad()", "scheduler.step()", "", True),
+        ("pass", "optimizer.zero_grad()", "", False),
+        ("optimizer.zero_grad()", "scheduler.step()", "steps = 1", False),
+        ("optimizer.zero_grad() if i % steps == 0 else None", "pass", "", False),
+    ],
+)
+def test_gradients_reset_for_each_micro_batch_are_found(
+    before: str, after: str, more: str, lost: bool
+) -> None:
+    """Only the last micro-batch counts; resetting every n-th time, or with n = 1, is healthy."""
+    text = textwrap.dedent(_ACCUMULATED.format(before=before, after=after)) + more
+    assert bool(list(discarded(ast.parse(text)))) is lost
+
+
+_NEVER = """
+import torch
+for batch in loader:
+    loss = model(**batch).loss
+    loss.backward()
+    {step}
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        ("optimizer.step()", True),
+        ("self.optimizer.step()", True),
+        ("scaler.step(optimizer); scaler.update()", True),
+        ("optimizer.step(); optimizer.zero_grad()", False),
+        ("optimizer.step()\n    for p in model.parameters(): p.grad = None", False),
+        ("optimizer.step(closure)", False),
+        ("scheduler.step()", False),
+        ("optimizer.step()\n    from helpers import tidy\n    tidy(model)", False),
+        ("optimizer.step()\n    model = get_peft_model(base, config)", False),
+    ],
+)
+def test_a_loop_without_any_reset_is_found(step: str, found: bool) -> None:
+    """What may reset the gradients in another way, or in a file of the user's, is left alone."""
+    text = _NEVER.format(step=step)
+    assert bool(list(never_reset(ast.parse(text), text, frozenset({"torch"})))) is found

@@ -8,3 +8,4 @@ optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]
 for batch in []:
     model(**batch).loss.backward()
     optimizer.step()
+    optimizer.zero_grad()

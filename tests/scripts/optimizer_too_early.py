@@ -8,3 +8,4 @@ model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"
 for batch in []:
     model(**batch).loss.backward()
     optimizer.step()
+    optimizer.zero_grad()

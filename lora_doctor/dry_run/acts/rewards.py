@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.static.script.reward_code import reads_written
 
-#: What trainers hand a reward function of what the model has written.
-_WRITTEN = ("completions", "completion_ids")
 _WATCHED = "_lora_doctor_watched"
 
 
@@ -142,53 +141,4 @@ def reads_completions(function: Any) -> bool:
         if isinstance(node, (ast.FunctionDef, ast.Lambda))
         and getattr(node, "name", "<lambda>") == function.__name__
     ]
-    return len(found) != 1 or _reads(found[0])
-
-
-def _reads(node: ast.FunctionDef | ast.Lambda) -> bool:
-    given = node.args
-    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
-    held = names.intersection(_WRITTEN)
-    rest = {one.arg for one in (given.vararg, given.kwarg) if one is not None}
-    body = node.body if isinstance(node.body, list) else [node.body]
-    inside = [inner for one in body for inner in ast.walk(one)]
-    if any(isinstance(one, ast.Name) and one.id in rest | {"locals"} for one in inside):
-        return True
-    loaded = {
-        id(one)
-        for one in inside
-        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load) and one.id in held
-    }
-    for one in inside:
-        loaded -= _order_only(one, inside, held)
-    return bool(loaded)
-
-
-def _order_only(node: ast.AST, inside: list[ast.AST], held: set[str]) -> set[int]:
-    """Names in a node of which only the number of items is used: ``len(completions)``, and ``for _
-    in completions`` whose variable nothing reads."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len":
-        return {id(one) for one in node.args}
-    if not isinstance(node, (ast.For, ast.comprehension)):
-        return set()
-    source, target = node.iter, node.target
-    targets = [target]
-    sources: list[ast.expr] = [source]
-    if isinstance(source, ast.Call) and isinstance(source.func, ast.Name):
-        if source.func.id == "enumerate" and isinstance(target, ast.Tuple) and source.args:
-            targets, sources = target.elts[1:], source.args[:1]
-        elif source.func.id == "zip" and isinstance(target, ast.Tuple):
-            targets, sources = target.elts, source.args
-    found = set()
-    for name, variable in zip(sources, targets, strict=False):
-        unread = isinstance(variable, ast.Name) and not _is_read(variable.id, inside)
-        if isinstance(name, ast.Name) and name.id in held and unread:
-            found.add(id(name))
-    return found
-
-
-def _is_read(name: str, inside: list[ast.AST]) -> bool:
-    return any(
-        isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Load)
-        for one in inside
-    )
+    return len(found) != 1 or reads_written(found[0])

@@ -1,5 +1,5 @@
-"""What a program's own training loops lose: losses without gradients, gradients cleared too early,
-a model that stays in evaluation mode."""
+"""What a program's own training loops lose: losses without gradients, gradients cleared too early
+or never, a model that stays in evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from lora_doctor.recipe.program.objects import is_loader, is_saved_adapter, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.units import Unit
+from lora_doctor.static.program.values import Known
 from lora_doctor.static.python_source import parse_python
 from lora_doctor.static.script.cleared_gradients import Cleared, cleared_gradients
 from lora_doctor.static.script.eval_mode import LeftInEval, left_in_eval
+from lora_doctor.static.script.kept_gradients import (
+    Discarded,
+    NeverReset,
+    discarded,
+    never_reset,
+)
 from lora_doctor.static.script.lost_losses import LostLoss, lost_losses
 
 _BACKWARD = re.compile(r"\.(?:manual_)?backward\(")
@@ -58,13 +65,54 @@ def gradients_cleared(setup: Setup) -> Iterator[tuple[Place, Cleared, Place]]:
             yield _place(unit, one.line), one, _place(unit, one.step_line)
 
 
+def gradients_never_reset(setup: Setup) -> tuple[Place, NeverReset, Place] | None:
+    """A training loop of the program's own in which nothing resets the gradients."""
+    if setup.roles.trainer is not None or _others_train(setup):
+        return None
+    text = "\n".join(unit.python for unit in setup.program.units)
+    libraries = frozenset(top(one.module) for one in setup.program.imports)
+    for unit, tree in _trees(setup):
+        for one in never_reset(tree, text, libraries):
+            return _place(unit, one.line), one, _place(unit, one.step_line)
+    return None
+
+
+def gradients_discarded(setup: Setup) -> Iterator[tuple[Place, Discarded, Place]]:
+    """Each ``zero_grad()`` by which accumulated gradients are lost, and the place of what
+    accumulates."""
+    if _others_train(setup):
+        return
+    for unit, tree in _trees(setup):
+        for one in discarded(tree):
+            if not one.by_accelerate or _accumulates(setup):
+                yield _place(unit, one.line), one, _place(unit, one.since_line)
+
+
+def _accumulates(setup: Setup) -> bool:
+    """Whether accelerate is told to accumulate more than one micro-batch, without DeepSpeed, which
+    does that itself."""
+    made = [call for call in setup.program.calls if call.name == "accelerate.Accelerator"]
+    steps = [call.value("gradient_accumulation_steps") for call in made]
+    return (
+        len(made) == 1
+        and all(
+            isinstance(one, Known) and isinstance(one.value, int) and one.value > 1 for one in steps
+        )
+        and "deepspeed_plugin" not in made[0].keywords
+    )
+
+
+def _others_train(setup: Setup) -> bool:
+    return any(top(one.module) in _OTHERS for one in setup.program.imports)
+
+
 def trained_in_eval_mode(setup: Setup) -> EvalMode | None:
     """The model of a loop that never calls ``train()``, or not after the ``eval()`` in it;
     ``None`` where a trainer does, or that is not known."""
     loader = setup.roles.loader
     if loader is None or setup.roles.trainer is not None or not loader.certain:
         return None
-    if any(top(one.module) in _OTHERS for one in setup.program.imports):
+    if _others_train(setup):
         return None
     if not (is_loader(loader) and top(loader.name) == "transformers") and not is_saved_adapter(
         loader

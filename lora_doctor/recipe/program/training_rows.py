@@ -1,0 +1,135 @@
+"""How a program's trainer gets its rows: labels that include padding, and an evaluation set that is
+trained on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_doctor.recipe.program.evaluation import asked_strategy, is_of_a_library
+from lora_doctor.recipe.program.objects import is_none, settings_of, top
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.values import (
+    Call,
+    Function,
+    Reference,
+    Thing,
+    Unknown,
+    Value,
+)
+from lora_doctor.static.script.padded_labels import PaddedLabels, function_of, padded_labels
+
+#: Methods of a set after which it has the same rows, whatever is in them.
+_SAME_ROWS = frozenset(
+    {"map", "shuffle", "rename_column", "rename_columns", "remove_columns", "select_columns",
+     "with_format", "cast", "cast_column", "flatten_indices", "add_column", "with_transform"}
+)  # fmt: skip
+_ALL_OF_THEM = ("select", "take")
+_KEEPS_LABELS = ("default_data_collator", "DefaultDataCollator", "DataCollatorWithPadding",
+                 "DataCollatorForSeq2Seq")  # fmt: skip
+#: ``rows["train"]`` and the like, which is the same set each time.
+_NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])+""")
+_STEPS = 50
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """An evaluation set whose rows are trained on."""
+
+    #: The class of the trainer.
+    trainer: str
+    #: Where it gets the set.
+    place: Place
+    #: What stands there, and what is trained on.
+    evaluated: str
+    trained: str
+
+
+def evaluated_on_trained(setup: Setup) -> Iterator[TrainedOn]:
+    """Trainers that evaluate on the training set, or on a part that was selected of it."""
+    for call in setup.program.calls:
+        if not is_of_a_library(call) or not call.certain or call.open is not None:
+            continue
+        trained, evaluated = call.argument("train_dataset", 3), call.argument("eval_dataset", 4)
+        settings = settings_of(call.value("args", 1))
+        if trained is None or evaluated is None or settings is None or settings.open is not None:
+            continue
+        if top(call.name) != "transformers" and call.positional[3:]:
+            continue
+        if asked_strategy(settings) and _is_of(evaluated.value, trained.value):
+            place = evaluated.whole.place
+            texts = (evaluated.span.text, trained.span.text)
+            yield TrainedOn(call.method, place, *(" ".join(one.split())[:80] for one in texts))
+
+
+def _is_of(evaluated: Value, trained: Value) -> bool:
+    """Whether all rows of one set were selected of the other, or the text is the same."""
+    if isinstance(evaluated, Unknown) and isinstance(trained, Unknown):
+        return evaluated.code == trained.code and _NAMED.fullmatch(trained.code) is not None
+    inner, outer = list(_steps(evaluated)), list(_steps(trained))
+    if not isinstance(evaluated, Thing) or not isinstance(trained, Thing) or not outer:
+        return False
+    if inner[: len(outer)] != outer:
+        return False
+    return all(call.method in _ALL_OF_THEM for call in inner[len(outer) :])
+
+
+def _steps(value: Value | None) -> Iterator[Call]:
+    """The calls that decide which rows a set has, from the one that made it."""
+    calls: list[Call] = []
+    while isinstance(value, Thing) and len(calls) < _STEPS:
+        calls.append(value.call)
+        value = value.call.receiver
+    for call in reversed(calls):
+        if call.receiver is None or call.method not in _SAME_ROWS:
+            yield call
+
+
+def labels_with_padding(setup: Setup) -> Iterator[tuple[Place, PaddedLabels]]:
+    """Labels that a function of ``map`` copies from padded ids, for a Trainer whose collator keeps
+    them."""
+    for call in setup.program.calls:
+        if not is_of_a_library(call) or top(call.name) != "transformers" or not call.certain:
+            continue
+        if call.open is not None or not _keeps_labels(call.value("data_collator", 2)):
+            continue
+        for function in _mapped(call.value("train_dataset", 3)):
+            span = function.unit.span(function.node)
+            found = _labels_of(span.text)
+            if found is not None:
+                yield function.unit.place_at(span.start), found
+
+
+def _labels_of(text: str) -> PaddedLabels | None:
+    try:
+        tree = ast.parse(textwrap.dedent(text).strip())
+    except (SyntaxError, ValueError):
+        return None
+    function = function_of(tree)
+    return padded_labels(function) if function is not None else None
+
+
+def _keeps_labels(collator: Value | None) -> bool:
+    if is_none(collator):
+        return True
+    name = collator.name if isinstance(collator, Reference) else (
+        collator.call.name if isinstance(collator, Thing) else ""
+    )  # fmt: skip
+    return top(name) == "transformers" and name.rpartition(".")[2] in _KEEPS_LABELS
+
+
+def _mapped(value: Value | None) -> Iterator[Function]:
+    """The functions that the rows of a set went through; none where a later one is not known."""
+    for _ in range(_STEPS):
+        if not isinstance(value, Thing) or value.call.receiver is None:
+            return
+        if value.call.method == "map":
+            function = value.call.value("function", 0)
+            if isinstance(function, Function):
+                yield function
+            return
+        value = value.call.receiver

@@ -1,0 +1,50 @@
+"""What is read of the reward functions that a script gives its trainer."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from lora_doctor.static.script.reward_code import RewardCode, distance_rewarded, reads_written
+
+
+def _code(text: str) -> RewardCode:
+    (found,) = ast.parse(text).body
+    assert isinstance(found, ast.FunctionDef)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "distance"),
+    [
+        ("return [abs(20 - len(text)) for text in completions]", "abs(20 - len(text))"),
+        ("return [float((len(c) - 9) ** 2) for c in completions]", "(len(c) - 9) ** 2"),
+        ("return [-abs(20 - len(text)) for text in completions]", ""),
+        ("return [1 / (1 + abs(20 - len(text))) for text in completions]", ""),
+        ("return [abs(score(text)) for text in completions]", ""),
+        ("return [1.0 - abs(20 - len(text)) / 20 for text in completions]", ""),
+        ("if not kwargs:\n  return [0.0]\n return [abs(2 - len(c)) for c in completions]", ""),
+    ],
+)
+def test_a_distance_as_it_is_is_told_from_one_that_is_turned_around(
+    body: str, distance: str
+) -> None:
+    """What falls with the distance is a reward."""
+    assert distance_rewarded(_code(f"def reward(completions, **kwargs):\n {body}")) == distance
+
+
+@pytest.mark.parametrize(
+    ("body", "reads"),
+    [
+        ("return [0.0] * len(completions)", False),
+        ("return [1.0 for _ in completions]", False),
+        ("return [float(len(p)) for p, _ in zip(prompts, completions)]", False),
+        ("return [float('7' in c) for c in completions]", True),
+        ("return score(**kwargs)", True),
+    ],
+)
+def test_counting_the_completions_is_not_reading_them(body: str, reads: bool) -> None:
+    """Such a function gives all completions of a prompt the same reward."""
+    code = _code(f"def reward(prompts, completions, **kwargs):\n {body}")
+    assert reads_written(code) is reads

@@ -1,0 +1,140 @@
+"""What is read of the rows that a script's trainer gets."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from lora_doctor.recipe.program.dataset_columns import columns_of
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.training_rows import evaluated_on_trained, labels_with_padding
+from lora_doctor.static.script.padded_labels import padded_labels
+
+_SCRIPT = """
+from datasets import Dataset, load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import DataCollatorForLanguageModeling
+
+tokenizer = AutoTokenizer.from_pretrained("some/model")
+model = get_peft_model(AutoModelForCausalLM.from_pretrained("some/model"), LoraConfig())
+{rows}
+Trainer(model, TrainingArguments("out", {arguments}), {given})
+"""
+
+
+def _read(tmp_path: Path, rows: str, given: str, arguments: str = "") -> Setup:
+    path = tmp_path / "train.py"
+    path.write_text(_SCRIPT.format(rows=rows, given=given, arguments=arguments))
+    return read_setup(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "found"),
+    [
+        ("data = load_dataset('a')", "train_dataset=data['train'], eval_dataset=data['train']", 1),
+        ("data = load_dataset('a')", "train_dataset=data['train'], eval_dataset=data['test']", 0),
+        ("data = load_dataset('a', split='train')", "train_dataset=data, eval_dataset=data", 1),
+        (
+            "data = load_dataset('a', split='train').map(len)",
+            "train_dataset=data.shuffle(), eval_dataset=data.select(range(9)).map(str)",
+            1,
+        ),
+        (
+            "data = load_dataset('a', split='train')",
+            "train_dataset=data.select(range(90)), eval_dataset=data.select(range(90, 99))",
+            0,
+        ),
+        (
+            "data = load_dataset('a', split='train')",
+            "train_dataset=data.filter(bool), eval_dataset=data.filter(len)",
+            0,
+        ),
+    ],
+)
+def test_an_evaluation_set_that_is_trained_on(
+    tmp_path: Path, rows: str, given: str, found: int
+) -> None:
+    """Parts that were selected apart are healthy, and so is a set that nobody evaluates on."""
+    setup = _read(tmp_path, rows, given, "eval_strategy='epoch'")
+    assert len(list(evaluated_on_trained(setup))) == found
+    unused = _read(tmp_path, rows, given)
+    assert not list(evaluated_on_trained(unused))
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("b = tok(r, padding='max_length')\n b['labels'] = b['input_ids'].copy()", True),
+        ("b = tok(r, padding='max_length')\n b['labels'] = b.input_ids.clone()", True),
+        ("b = tok(r, padding='max_length')\n b['labels'] = [i[:] for i in b['input_ids']]", False),
+        (
+            "b = tok(r, padding='max_length')\n b['labels'] = [i.copy() for i in b['input_ids']]",
+            True,
+        ),
+        ("b = tok(r)\n b['labels'] = tok(r['y'], padding='max_length')['input_ids']", True),
+        ("b = tok(r, truncation=True)\n b['labels'] = b['input_ids'].copy()", False),
+        (
+            "b = tok(r, padding='max_length')\n b['labels'] = b['input_ids'].copy()\n"
+            " b['labels'] = [-100 if i == 0 else i for i in b['labels']]",
+            False,
+        ),
+    ],
+)
+def test_labels_that_are_copied_with_their_padding(body: str, found: bool) -> None:
+    """Rows without padding, and labels that are masked somewhere, are healthy."""
+    function = ast.parse(f"def rows(r):\n {body}\n return b").body[0]
+    assert (padded_labels(function) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("train_dataset=data.map(padded).shuffle()", 1),
+        (
+            "train_dataset=data.map(padded), "
+            "data_collator=DataCollatorForLanguageModeling(tokenizer)",
+            0,
+        ),
+        ("train_dataset=data.map(padded).map(other)", 0),
+    ],
+)
+def test_a_collator_may_make_labels_of_its_own(tmp_path: Path, given: str, found: int) -> None:
+    """That of language models masks the padding; so may a later function."""
+    rows = """
+def padded(row):
+    batch = tokenizer(row["text"], padding="max_length")
+    batch["labels"] = batch["input_ids"].copy()
+    return batch
+
+def other(row):
+    return mask(row)
+
+data = load_dataset("a", split="train")
+"""
+    setup = _read(tmp_path, rows, given)
+    assert len(list(labels_with_padding(setup))) == found
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        ("data = Dataset.from_dict({'a': [1], 'b': [2]})", {"a", "b"}),
+        ("data = Dataset.from_list([{'a': n} for n in range(3)]).rename_column('a', 'c')", {"c"}),
+        ("data = Dataset.from_dict({'a': [1], 'b': [2]}).remove_columns(['b']).shuffle()", {"a"}),
+        ("data = Dataset.from_dict({'a': [1], 'b': [2]}).select_columns('b')", {"b"}),
+        ("data = Dataset.from_dict({'a': [1]}).map(len)", None),
+        ("data = load_dataset('a', split='train')", None),
+    ],
+)
+def test_columns_are_followed_as_far_as_the_text_says(
+    tmp_path: Path, rows: str, columns: set[str] | None
+) -> None:
+    """What a function of the user's makes of a row is not known."""
+    setup = _read(tmp_path, rows, "train_dataset=data")
+    (trainer,) = [one for one in setup.program.calls if one.method == "Trainer"]
+    found = columns_of(trainer.value("train_dataset"))
+    assert (None if found is None else set(found)) == columns
