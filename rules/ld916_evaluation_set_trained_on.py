@@ -9,9 +9,12 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
+    Location,
     Measurement,
+    Proof,
     Rule,
     Symptom,
+    evaluated_on_trained,
 )
 from lora_doctor.rules._supervision import FEW, of_data, proof
 
@@ -24,7 +27,8 @@ class EvaluationSetTrainedOn(Rule):
     overfitting goes unnoticed, and the last checkpoint looks best.
 
     ## Why
-    The same split was used twice, or a dataset with duplicate rows was split.
+    The same split was used twice, or a dataset with duplicate rows was split. In a script that is
+    only read, a trainer is found whose `eval_dataset` is its `train_dataset` or was selected of it.
 
     ## Versions
     All.
@@ -33,13 +37,14 @@ class EvaluationSetTrainedOn(Rule):
     Evaluate on rows that are not in the training set.
 
     ## Links
+    https://github.com/OpenRLHF/OpenRLHF/issues/1089,
     https://huggingface.co/docs/transformers/main_classes/trainer
     """
 
     code = "LD916"
     name = "evaluation-set-trained-on"
     summary = "Rows of the evaluation set are also in the training set."
-    depth = "meta"
+    depth = "static"
     descriptions = (
         Symptom(
             r"\b(?:eval\w*|validation|test) (?:set|data\w*|split|rows?|samples?)\b.{0,40}\b(?:"
@@ -63,9 +68,20 @@ class EvaluationSetTrainedOn(Rule):
             eval_data="tests/data/rows/other_chats.jsonl",
             depth="meta",
         ),
+        Example(
+            "broken",
+            "tests/scripts/evaluated_on_trained_rows.py",
+            depth="static",
+            why="the evaluation set was selected of the training set",
+            requires={"transformers": ">=4.41"},
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        read = list(self._of_script(case))
+        if read:
+            yield from read
+            return
         found = case.supervision
         evaluation = found.evaluation
         if evaluation is None or not evaluation.rows_in_training:
@@ -83,3 +99,21 @@ class EvaluationSetTrainedOn(Rule):
             proof=proof(found),
             fixes=(Fix("Evaluate on rows that are not in the training set.", "manual"),),
         )
+
+    def _of_script(self, case: Case) -> Iterator[Finding]:
+        """The sets of a trainer in a script that was only read."""
+        if case.has("dry_run") or not case.has("program"):
+            return
+        for found in evaluated_on_trained(case.program):
+            yield self.finding(
+                "warning",
+                f"{found.trainer} evaluates on rows that it trains on: eval_dataset is "
+                "train_dataset, or a part of it.",
+                location=Location("file", found.place.file, found.place.line),
+                evidence=(
+                    Measurement("eval_dataset", found.evaluated, str(found.place)),
+                    Measurement("train_dataset", found.trained, "the same call"),
+                ),
+                proof=Proof("read", "the calls that made the two sets were followed"),
+                fixes=(Fix("Evaluate on rows that are not in the training set.", "manual"),),
+            )

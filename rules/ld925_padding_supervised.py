@@ -11,8 +11,10 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
+    Proof,
     Rule,
     Symptom,
+    labels_with_padding,
 )
 from lora_doctor.rules._dry_run_script import MODEL
 from lora_doctor.rules._supervision import about, looked_at, portion, proof
@@ -52,6 +54,10 @@ class PaddingSupervised(Rule):
     sequence-to-sequence model that are padded with `pad_token_id` have the same effect. The
     attention mask does not exclude them from the loss, only the label -100 does.
 
+    In a script that is only read, a function of `map` is found that copies ids padded to
+    `max_length` into the labels, where the Trainer's collator keeps them. How much of the rows is
+    padding is not known then.
+
     ## Versions
     All.
 
@@ -67,7 +73,7 @@ class PaddingSupervised(Rule):
     code = "LD925"
     name = "padding-supervised"
     summary = "The loss includes padding."
-    depth = "meta"
+    depth = "static"
     descriptions = (
         Symptom(r"\bpadding\b.{0,40}\b(?:in|part of|counts? (?:in|towards)) the loss"),
         Symptom(
@@ -86,9 +92,19 @@ class PaddingSupervised(Rule):
             why="22 of 32 labels are padding",
         ),
         Example("healthy", "", script=MODEL + _PADDED.replace("PADDING", "-100")),
+        Example(
+            "broken",
+            "tests/scripts/padding_in_labels.py",
+            depth="static",
+            why="the labels are a copy of padded ids",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        read = list(self._of_script(case))
+        if read:
+            yield from read
+            return
         found = case.supervision
         rows = found.padding_supervised
         if not rows:
@@ -116,3 +132,28 @@ class PaddingSupervised(Rule):
             ),
             rows,
         )
+
+    def _of_script(self, case: Case) -> Iterator[Finding]:
+        """A function of a script that was only read."""
+        if case.has("dry_run") or not case.has("program"):
+            return
+        for place, found in labels_with_padding(case.program):
+            yield self.finding(
+                "warning",
+                f"The labels are a copy of padded ids ({found.code}): the loss is computed on the "
+                "padding of every shorter row.",
+                location=Location("file", place.file, (place.line or 1) + found.line - 1),
+                evidence=(
+                    Measurement("labels", found.code, str(place)),
+                    Measurement("ids", found.padded, "the same function"),
+                    Measurement("-100 for padding", "nowhere", "the same function"),
+                ),
+                proof=Proof("read", "the function that makes the rows, which was not run"),
+                fixes=(
+                    Fix(
+                        "Set the labels of padding to -100, or leave padding to "
+                        "DataCollatorForSeq2Seq or DataCollatorForLanguageModeling(mlm=False).",
+                        "manual",
+                    ),
+                ),
+            )

@@ -40,7 +40,7 @@ def _written(value: Value | None) -> frozenset[str] | None:
         return _of_rows(value)
     if not isinstance(value, Thing) or top(value.call.name) != "datasets":
         return None
-    given = value.call.value("mapping", 0) or value.call.value("list", 0)
+    given = value.call.value("mapping", 0)
     if value.call.method == "from_dict" and isinstance(given, Mapping) and given.open is None:
         return frozenset(given.entries)
     if value.call.method == "from_list" and isinstance(given, Items):
