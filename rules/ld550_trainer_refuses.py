@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -19,6 +20,9 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.static.installed.fused_losses import trl_refuses_head
 
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AskedTrainer, Place
+
 
 class TrainerRefuses(Rule):
     """The trainer's class rejects what it is given together: the adapter, the model, its arguments.
@@ -33,6 +37,10 @@ class TrainerRefuses(Rule):
     them together. lora-doctor creates the installed class on a tiny model of the same class, with
     the script's arguments and adapter and with rows of each kind that the trainer takes. What it
     raises for all of them, and not with its own defaults, is reported.
+
+    Rows that the script writes out, or reads from a JSON file next to it, are tried as well, with
+    the tokenizer of the model: columns that the trainer does not find, labels of another type,
+    turns that the chat template rejects.
 
     ## Versions
     What the installed release rejects. Errors about this machine or a missing package are not
@@ -122,6 +130,9 @@ class TrainerRefuses(Rule):
         asked = case.refused_trainer
         name = trainer.name.rpartition(".")[2]
         head = trl_refuses_head(name)
+        if asked.of_rows:
+            yield self._of_rows(trainer.name, trainer.place, trainer.columns, asked)
+            return
         if not asked.message or (head is not None and asked.message[:40] in head.message):
             return  # LD512
         yield self.finding(
@@ -135,4 +146,25 @@ class TrainerRefuses(Rule):
             ),
             proof=Proof("executed", "the trainer was created by its own class on a tiny model"),
             fixes=(Fix("Change the arguments as the message says.", "manual"),),
+        )
+
+    def _of_rows(self, kind: str, place: Place, columns: str, asked: AskedTrainer) -> Finding:
+        """Rows that the trainer cannot make samples of."""
+        name = kind.rpartition(".")[2]
+        return self.finding(
+            "error",
+            f"{name} cannot make samples of the rows: {asked.message}",
+            location=Location("file", place.file, place.line),
+            evidence=(
+                Measurement(name, f"{asked.kind}: {asked.message}", asked.release),
+                Measurement("columns of the rows", columns, "the script"),
+            ),
+            proof=Proof(
+                "executed",
+                "the trainer was created by its own class on a tiny model, with the first rows of "
+                "the script and the model's tokenizer; with rows of another kind it accepts them",
+            ),
+            fixes=(
+                Fix("Give the rows the columns and types that the trainer asks for.", "manual"),
+            ),
         )

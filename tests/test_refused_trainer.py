@@ -64,6 +64,29 @@ def test_what_the_trainer_takes(tmp_path: Path) -> None:
     assert "LD550" in diagnosis.passed
 
 
+_ROWS = """\
+from datasets import Dataset
+
+rows = Dataset.from_list([{ROW} for n in range(8)])
+SFTTrainer(model, args=SFTConfig("out"), train_dataset=rows, peft_config=config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('"question": f"{n}?", "answer": f"{n}!"', "no column 'text'"),
+        ('"prompt": f"{n}?", "completion": n', ""),
+        ('"prompt": f"{n}?", "completion": f"{n}!"', None),
+    ],
+)
+def test_rows_that_the_script_writes_out(tmp_path: Path, row: str, said: str | None) -> None:
+    """They go through the trainer's own preparation with the model's tokenizer."""
+    found = check(tmp_path, _ROWS.replace("ROW", row)).findings
+    assert len(found) == (said is not None)
+    assert said is None or ("cannot make samples" in found[0].message and said in found[0].message)
+
+
 _PICTURES = """\
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor

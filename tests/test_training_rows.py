@@ -11,6 +11,7 @@ from lora_doctor.recipe.program.dataset_columns import columns_of
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.training_rows import evaluated_on_trained, labels_with_padding
+from lora_doctor.recipe.program.written_rows import MOST, written_rows
 from lora_doctor.static.script.padded_labels import padded_labels
 
 _SCRIPT = """
@@ -138,3 +139,33 @@ def test_columns_are_followed_as_far_as_the_text_says(
     (trainer,) = [one for one in setup.program.calls if one.method == "Trainer"]
     found = columns_of(trainer.value("train_dataset"))
     assert (None if found is None else set(found)) == columns
+
+
+@pytest.mark.parametrize(
+    ("rows", "first"),
+    [
+        ("data = Dataset.from_dict({'a': [1, 2], 'b': ['x', 'y']})", {"a": 1, "b": "x"}),
+        (
+            "data = Dataset.from_list([{'a': n, 'b': f'{n}!'} for n in range(99)]).shuffle()",
+            {"a": 0, "b": "0!"},
+        ),
+        (
+            "data = load_dataset('json', data_files='rows.jsonl', split='train')"
+            ".rename_column('a', 'c').remove_columns('b')",
+            {"c": [{"role": "user"}]},
+        ),
+        ("data = load_dataset('json', data_files='gone.jsonl', split='train')", None),
+        ("data = Dataset.from_dict({'a': [1]}).map(len)", None),
+        ("data = Dataset.from_dict({'a': [open('x').read()]})", None),
+    ],
+)
+def test_rows_are_followed_as_far_as_the_text_says(
+    tmp_path: Path, rows: str, first: dict[str, object] | None
+) -> None:
+    """They are what a trainer is tried with; a value that is not known makes them unknown."""
+    (tmp_path / "rows.jsonl").write_text('{"a": [{"role": "user"}], "b": 1}\n' * 20)
+    setup = _read(tmp_path, rows, "train_dataset=data")
+    (trainer,) = [one for one in setup.program.calls if one.method == "Trainer"]
+    found = written_rows(trainer.value("train_dataset"), tmp_path)
+    assert (found or [None])[0] == first
+    assert found is None or len(found) <= MOST

@@ -23,6 +23,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.evidence.tokenizer import load_tokenizer
 from lora_doctor.model import loading
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.refused_trainer import AskedTrainer
@@ -77,7 +78,12 @@ def gather(
     fitted = fewer_layers.fitted(Recipe.from_json(recipe), shrunk.model, loader).recipe
     report_progress("making the trainer")
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, _quietly():
-        return dataclasses.asdict(_asked(_Maker(cls, trainer, shrunk.model, fitted, folder)))
+        maker = _Maker(cls, trainer, shrunk.model, fitted, folder)
+        maker = maker.with_classes(trainer.get("classes"))
+        found = _asked(maker)
+        if not found.message and trainer.get("rows"):
+            found = _asked_with_rows(maker, source, found)
+        return dataclasses.asdict(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +95,17 @@ class _Maker:
     model: Any
     recipe: Recipe
     folder: str
+    #: The model's own tokenizer, for rows of the program's.
+    tokenizer: Any = None
+
+    def with_classes(self, number: int | None) -> _Maker:
+        """The same with a head for so many classes, where the model has a head for classes."""
+        kind = type(self.model)
+        if number is None or "SequenceClassification" not in kind.__name__:
+            return self
+        config = copy.deepcopy(self.model.config)
+        config.num_labels = number
+        return dataclasses.replace(self, model=kind(config))
 
     def plain(self, rows: Any) -> None:
         """As the class's own defaults have it, with an adapter that every model takes."""
@@ -125,7 +142,7 @@ class _Maker:
 
             model = peft.get_peft_model(model, adapter)
         name = "processing_class" if "processing_class" in known else "tokenizer"
-        given[name] = _tokenizer(self._tokens())
+        given[name] = self.tokenizer or _tokenizer(self._tokens())
         if _is_of_trl(self.cls) and _takes_more_than_text(self.model):
             given[name] = _processor(given[name])
         made = self.cls(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **given)
@@ -158,8 +175,11 @@ class _Maker:
 def _asked(maker: _Maker) -> AskedTrainer:
     found: list[tuple[str, str, str]] = []
     taken = 0
+    ranking = maker.with_classes(1)  # the head of a reward model
     for rows in _datasets(maker.cls):
-        if _answer(lambda rows=rows: maker.plain(rows)) is not None:
+        if _answer(lambda rows=rows: maker.plain(rows)) is not None and (
+            ranking is maker or _answer(lambda rows=rows: ranking.plain(rows)) is not None
+        ):
             continue  # rows that this trainer does not take
         taken += 1
         answer = _answer(lambda rows=rows: maker.asked(rows))
@@ -174,6 +194,33 @@ def _asked(maker: _Maker) -> AskedTrainer:
     if len(found) < taken or any(one != first for one in found) or not _is_an_answer(first):
         return AskedTrainer(package, taken)
     return AskedTrainer(package, taken, *first)
+
+
+def _asked_with_rows(
+    maker: _Maker, source: Mapping[str, Any], without: AskedTrainer
+) -> AskedTrainer:
+    """The same with the rows of the program and the tokenizer of its model. ``without``: what was
+    found with rows that the trainer takes."""
+    if maker.recipe.get("chat_template_path") is not None or _takes_more_than_text(maker.model):
+        return without
+    try:
+        tokenizer = load_tokenizer(source)
+    except EvidenceError:
+        return without  # the rows cannot be tried; the rest was
+    for name, text in maker.trainer["tokenizer"].items():
+        setattr(tokenizer, name, text)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        return without
+    kind = importlib.import_module("datasets").Dataset
+    own = dataclasses.replace(maker, tokenizer=tokenizer)
+    answer = _answer(lambda: own.asked(kind.from_list(maker.trainer["rows"])))
+    if answer is None or NOT_THEIRS.search(answer[1]) is not None:
+        return without
+    message = f"{answer[1]}" if answer[0] != "KeyError" else f"no column {answer[1]}"
+    return dataclasses.replace(
+        without, kind=answer[0], message=message, raised_at=answer[2], of_rows=True
+    )
 
 
 def _answer(make: Any) -> tuple[str, str, str] | None:

@@ -19,3 +19,5 @@ class AskedTrainer:
     message: str = ""
     #: Where it is raised: a file from the package on, with the line.
     raised_at: str = ""
+    #: Whether it is raised for the rows of the program alone, with the model's own tokenizer.
+    of_rows: bool = False

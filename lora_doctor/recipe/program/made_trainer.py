@@ -14,12 +14,14 @@ from lora_doctor.recipe.program.objects import (
     is_wrap,
     loader_of,
     makers,
+    text_of,
     top,
 )
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.written_rows import written_rows
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Call, Known
+from lora_doctor.static.program.values import Call, Known, Thing, same
 
 #: What decides nothing about whether the trainer accepts the rest.
 _ASIDE = ("callbacks", "optimizers", "preprocess_logits_for_metrics", "train_dataset",
@@ -27,6 +29,9 @@ _ASIDE = ("callbacks", "optimizers", "preprocess_logits_for_metrics", "train_dat
 #: What can be replaced by something of its kind.
 _REPLACED = ("ref_model", "data_collator", "compute_metrics", "compute_loss_func",
              "formatting_func", "reward_funcs", "quantization_config")  # fmt: skip
+
+#: What changes a tokenizer.
+_CHANGES = ("add_tokens", "add_special_tokens", "set_chat_template")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,17 @@ class MadeTrainer:
     adapted: bool = False
     by_name: bool = False
     own_reference: bool = False
+    #: The first rows of its training set, and what the program sets on the model's own tokenizer;
+    #: ``None`` where either is not known.
+    rows: list[dict[str, Any]] | None = None
+    tokenizer: dict[str, str] | None = None
+    #: ``num_labels`` of the model, where the program says it.
+    classes: int | None = None
+
+    @property
+    def columns(self) -> str:
+        """The columns of its rows, as far as they are known."""
+        return ", ".join(self.rows[0]) if self.rows else ""
 
     def to_json(self) -> dict[str, Any]:
         """For the child process."""
@@ -55,6 +71,9 @@ class MadeTrainer:
             "adapted": self.adapted,
             "by_name": self.by_name,
             "own_reference": self.own_reference,
+            "rows": self.rows if self.tokenizer is not None else None,
+            "tokenizer": self.tokenizer,
+            "classes": self.classes,
         }
 
 
@@ -86,7 +105,48 @@ def made_trainer(setup: Setup) -> MadeTrainer | None:
         adapted=first is not None and (is_wrap(first) or is_saved_adapter(first)),
         by_name=isinstance(model, Known),
         own_reference=reference is not None and reference is model,
+        rows=_rows(setup, call),
+        tokenizer=_tokenizer(setup, call),
+        classes=_classes(call),
     )
+
+
+def _classes(call: Call) -> int | None:
+    loaded = loader_of(call.value("model", 0))
+    found = loaded.value("num_labels") if loaded is not None else None
+    known = isinstance(found, Known) and isinstance(found.value, int)
+    return found.value if known and isinstance(found, Known) else None
+
+
+def _rows(setup: Setup, call: Call) -> list[dict[str, Any]] | None:
+    """The first rows, where a trainer of TRL itself makes samples of them."""
+    if top(call.name) != "trl" or not is_none(call.value("formatting_func")):
+        return None
+    return written_rows(call.value("train_dataset"), setup.program.path.parent)
+
+
+def _tokenizer(setup: Setup, call: Call) -> dict[str, str] | None:
+    """What the program sets on the tokenizer of its model; ``None`` where the trainer gets another
+    one, or one with more tokens or another template."""
+    value = call.value("processing_class") or call.value("tokenizer")
+    if is_none(value):
+        return {}
+    model = call.value("model", 0)
+    loaded = loader_of(model)
+    source = model if isinstance(model, Known) else (
+        loaded.value("pretrained_model_name_or_path", 0) if loaded is not None else None
+    )  # fmt: skip
+    if not isinstance(value, Thing) or value.call.method != "from_pretrained" or source is None:
+        return None
+    named = value.call.value("pretrained_model_name_or_path", 0)
+    if named is None or not same(named, source) or len(value.call.keywords) > 1:
+        return None
+    if any(one.receiver is value and one.method in _CHANGES for one in setup.program.calls):
+        return None
+    unknown = [name for name, one in value.attributes.items() if text_of(one) is None]
+    if set(unknown) - {"pad_token", "pad_token_id"}:
+        return None
+    return {name: text for name, one in value.attributes.items() if (text := text_of(one))}
 
 
 def _is_plain(setup: Setup, call: Call) -> bool:
