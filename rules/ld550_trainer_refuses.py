@@ -161,8 +161,8 @@ class TrainerRefuses(Rule):
             ),
             proof=Proof(
                 "executed",
-                "the trainer was created by its own class on a tiny model, with the first rows of "
-                "the script and the model's tokenizer; with rows of another kind it accepts them",
+                "the trainer was created by its own class on a tiny model, with rows of the "
+                "script and the model's tokenizer; with rows of another kind it accepts them",
             ),
             fixes=(
                 Fix("Give the rows the columns and types that the trainer asks for.", "manual"),

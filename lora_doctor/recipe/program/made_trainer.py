@@ -49,7 +49,7 @@ class MadeTrainer:
     adapted: bool = False
     by_name: bool = False
     own_reference: bool = False
-    #: The first rows of its training set, and what the program sets on the model's own tokenizer;
+    #: Some rows of its training set, and what the program sets on the model's own tokenizer;
     #: ``None`` where either is not known.
     rows: list[dict[str, Any]] | None = None
     tokenizer: dict[str, str] | None = None
@@ -119,7 +119,7 @@ def _classes(call: Call) -> int | None:
 
 
 def _rows(setup: Setup, call: Call) -> list[dict[str, Any]] | None:
-    """The first rows, where a trainer of TRL itself makes samples of them."""
+    """Some rows, where a trainer of TRL itself makes samples of them."""
     if top(call.name) != "trl" or not is_none(call.value("formatting_func")):
         return None
     return written_rows(call.value("train_dataset"), setup.program.path.parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.program.objects import text_of, top
@@ -25,10 +25,11 @@ MOST = 16
 _KEEP = frozenset({"select", "shuffle", "sort", "take", "skip", "shard", "flatten_indices"})
 _STEPS = 50
 _Rows = list[dict[str, Any]]
+_T = TypeVar("_T")
 
 
 def written_rows(value: Value | None, folder: Path) -> _Rows | None:
-    """The first rows of a ``datasets.Dataset``; ``None`` where the text does not say what is in
+    """Some rows of a ``datasets.Dataset``; ``None`` where the text does not say what is in
     them. ``folder``: where the program runs."""
     steps: list[Call] = []
     while isinstance(value, Thing) and value.call.receiver is not None and len(steps) < _STEPS:
@@ -50,13 +51,13 @@ def _made(value: Value | None, folder: Path) -> _Rows | None:
     if call.open is not None or not call.certain:
         return None
     if call.method == "from_dict" and isinstance(call.value("mapping", 0), Mapping):
-        columns = {name: list(cells)[:MOST] for name, cells in _plain(call, "mapping").items()}
+        columns = {name: _spread(list(cells)) for name, cells in _plain(call, "mapping").items()}
         return [dict(zip(columns, cells, strict=True))
                 for cells in zip(*columns.values(), strict=True)]  # fmt: skip
     if call.method == "from_list":
         given = call.value("mapping", 0)
         rows = given.items if isinstance(given, Items) and given.open is None else []
-        return _all_rows([constant(one) for one in rows[:MOST]])
+        return _all_rows([constant(one) for one in _spread(rows)])
     return _of_file(call, folder) if call.method == "load_dataset" else None
 
 
@@ -78,10 +79,16 @@ def _of_file(call: Call, folder: Path) -> _Rows | None:
             return None
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
-            return _all_rows(json.loads(text)[:MOST])
-        return _all_rows([json.loads(one) for one in text.splitlines()[:MOST] if one.strip()])
+            return _all_rows(_spread(list(json.loads(text))))
+        return _all_rows([json.loads(one) for one in _spread(text.strip().splitlines()) if one])
     except (OSError, ValueError):
         return None
+
+
+def _spread(rows: Sequence[_T]) -> list[_T]:
+    """Rows of the whole set: it may be sorted by what its rows are."""
+    last = min(MOST, len(rows)) - 1
+    return [rows[round(n * (len(rows) - 1) / max(last, 1))] for n in range(last + 1)]
 
 
 def _all_rows(found: Sequence[Any]) -> _Rows | None:
