@@ -68,6 +68,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``may_initialise``: whether it may call a function of PEFT that makes an initialisation;
     ``blind_rewards``, ``distances_rewarded`` and ``refused_rewards`` (``RefusedReward``): reward
     functions that read no completion, return a distance, or are called with other arguments;
+    ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
+    little;
     ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
     made of.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -231,6 +233,7 @@ if TYPE_CHECKING:
         optimizer_too_early,
         prepared_after_adapters,
     )
+    from lora_doctor.recipe.program.overrides import NarrowOverride, narrow_overrides
     from lora_doctor.recipe.program.own_optimizer import brings_optimizer
     from lora_doctor.recipe.program.own_vocabulary import own_vocabulary
     from lora_doctor.recipe.program.padding_id import sets_padding_id
@@ -350,6 +353,7 @@ _LAZY = {
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "merged_after_wrapping", "merges", "optimizer_too_early", "prepared_after_adapters",
         ),
+        "recipe.program.overrides": ("NarrowOverride", "narrow_overrides"),
         "recipe.program.own_optimizer": ("brings_optimizer",),
         "recipe.program.own_vocabulary": ("own_vocabulary",),
         "recipe.program.padding_id": ("sets_padding_id",),
@@ -474,6 +478,7 @@ __all__ = [
     "ModelClassError",
     "ModelSource",
     "ModuleGroup",
+    "NarrowOverride",
     "NonLinearOutputReading",
     "NormReading",
     "Observations",
@@ -589,6 +594,7 @@ __all__ = [
     "named_gpus",
     "names_in",
     "naming",
+    "narrow_overrides",
     "offered_layers",
     "optimizer_too_early",
     "own_vocabulary",

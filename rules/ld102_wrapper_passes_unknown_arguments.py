@@ -107,7 +107,10 @@ class WrapperPassesUnknownArguments(Rule):
         Symptom(rf"got an unexpected keyword argument '({_SENT})'"),
         Symptom(rf"got multiple values for (keyword )?argument '({_SENT})'",
                 "a forward with **kwargs"),
-        Symptom(r"got an unexpected keyword argument 'num_items_in_batch'", "transformers>=4.46"),
+        Symptom(
+            r"(?<!compute_loss\(\) )got an unexpected keyword argument 'num_items_in_batch'",
+            "transformers>=4.46",
+        ),
         Symptom(r"does not support inputs_embeds\b"),
         Symptom(r"KeyError: 'inputs_embeds'", "transformers 4.57, BLIP"),
     )  # fmt: skip

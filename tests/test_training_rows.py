@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.recipe.program import overrides
 from lora_doctor.recipe.program.dataset_columns import columns_of
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.training_rows import evaluated_on_trained, labels_with_padding
 from lora_doctor.recipe.program.written_rows import MOST, written_rows
+from lora_doctor.static.installed.trainer_calls import OwnCall
 from lora_doctor.static.script.padded_labels import padded_labels
 
 _SCRIPT = """
@@ -169,3 +171,32 @@ def test_rows_are_followed_as_far_as_the_text_says(
     found = written_rows(trainer.value("train_dataset"), tmp_path)
     assert (found or [None])[0] == first
     assert found is None or len(found) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more", "narrow"),
+    [
+        ("self, model, inputs, return_outputs=False", "", True),
+        ("self, model, inputs, return_outputs=False, **kwargs", "", False),
+        ("self, model, inputs, return_outputs=False, num_items_in_batch=None", "", False),
+        (
+            "self, model, inputs, return_outputs=False",
+            "    def training_step(self, model, inputs, n=None): ...\n",
+            False,
+        ),
+    ],
+)
+def test_a_method_that_takes_less_than_the_trainer_gives(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parameters: str,
+    more: str,
+    narrow: bool,
+) -> None:
+    """A class with a step of its own calls its methods itself."""
+    asked = OwnCall("compute_loss", 2, ("num_items_in_batch",), "transformers/trainer.py:1")
+    monkeypatch.setattr(overrides, "step_calls", lambda: (asked,))
+    rows = f"class Own(Trainer):\n    def compute_loss({parameters}): ...\n{more}"
+    rows += "Own(model, TrainingArguments('out'), train_dataset=[]).train()"
+    found = list(overrides.narrow_overrides(_read(tmp_path, rows, "train_dataset=[]")))
+    assert [one.not_taken for one in found] == [("num_items_in_batch",)] * narrow

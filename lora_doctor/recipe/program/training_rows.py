@@ -44,8 +44,9 @@ class TrainedOn:
     trainer: str
     #: Where it gets the set.
     place: Place
-    #: What stands there, and what is trained on.
+    #: What stands there.
     evaluated: str
+    #: What is trained on.
     trained: str
 
 
