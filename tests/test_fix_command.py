@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from lora_doctor.cli import fix_command
+from lora_doctor.cli.given_command import file_of
+from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Fix, Safety
 from lora_doctor.static.model_source import ModelSource
@@ -148,3 +150,74 @@ def test_a_fix_that_does_not_help_is_taken_back(
     assert (after is better) == helps
     assert script.read_text() == (_LOOP.replace("v_porj", "v_proj") if helps else _LOOP)
     assert (tmp_path / "train.py.bak").exists() == helps
+
+
+_OF_TRL = "trl sft --model_name_or_path org/model --use_peft --lora_target_modules q_porj\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["bash run.sh", "sh -ex run.sh 0", "./run.sh", "zsh run.sh", "bash jobs/run.sh"]
+)
+def test_a_shell_file_is_the_set_up_of_its_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words behind it are none of the training's where it does not hand them on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    for name in ("run.sh", "jobs/run.sh"):
+        (tmp_path / name).write_text(f'#!/bin/sh\n# not "$@"\n{_OF_TRL}')
+    words = shlex.split(command)
+    assert file_of(words) == (next(word for word in words if word.endswith(".sh")), ())
+
+
+def test_words_that_a_shell_file_hands_on_are_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.sh").write_text(_OF_TRL.strip() + ' "$@"\n')
+    assert file_of(["bash", "run.sh"]) == ("run.sh", ())
+    with pytest.raises(InputError, match="hands the words behind it on"):
+        file_of(["bash", "run.sh", "--lora_r", "4"])
+
+
+_SCRIPT = """
+import argparse
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--rank", type=int)
+args = parser.parse_args()
+model = AutoModelForCausalLM.from_pretrained("org/model")
+config = LoraConfig(r=args.rank, target_modules=["q_proj", "v_porj"])
+model = get_peft_model(model, config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "mended"),
+    [
+        (_OF_TRL, {"run.sh": _OF_TRL.replace("q_porj", "q_proj v_proj")}),
+        ("TARGETS=q_porj\n" + _OF_TRL.replace(" q_porj", "=$TARGETS"), {}),
+        ("R=16\npython train.py --rank=$R\n",
+         {"train.py": _SCRIPT.replace("v_porj", "v_proj"),
+          "run.sh": "R=8\npython train.py --rank=$R\n"}),
+    ],
+    ids=["of a framework", "one word for two", "starts a script"],
+)  # fmt: skip
+def test_what_only_the_dry_run_finds_is_written_where_the_shell_file_has_it(
+    run: str, mended: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the shell file, in the script that it starts, or in both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.sh").write_text(run)
+    (tmp_path / "train.py").write_text(_SCRIPT)
+    edits = (Edit("target_modules", ["q_proj", "v_proj"]),)
+    fixes = [AppliedFix("LD202", Fix("Use v_proj.", "unproven", edits))]
+    if "train.py" in mended:
+        fixes.append(AppliedFix("LD500", Fix("Use 8.", "unproven", (Edit("r", 8),))))
+    try:
+        texts, _ = fix_command._texts(Path("run.sh"), (), fixes, None)
+    except InputError:
+        texts = {}
+    assert {str(path): data.decode() for path, data in texts.items()} == mended

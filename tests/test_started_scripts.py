@@ -181,6 +181,10 @@ def test_a_finding_of_the_command_stands_in_the_shell_file_and_the_script_is_lef
          'ARGS="--targets q_proj,v_proj -r 8"\npython train.py org/model $ARGS'),
         ("python train.py org/model --targets='q_porj,v_proj' --lora-r=16 >log",
          "python train.py org/model --targets='q_proj,v_proj' --lora-r=8 >log"),
+        ('N=q_porj,v_proj\nexport A=1\nR=16 # rank\n'
+         'python train.py org/model --lora-r=$R --targets="${N}"',
+         'N=q_proj,v_proj\nexport A=1\nR=8 # rank\n'
+         'python train.py org/model --lora-r=$R --targets="${N}"'),
     ],
 )  # fmt: skip
 def test_what_the_command_sets_is_changed_in_the_command(
@@ -201,6 +205,8 @@ def test_what_the_command_sets_is_changed_in_the_command(
     ("script", "command"),
     [
         (_ARGPARSE, 'A=1\npython train.py org/model -r "${A}6"'),
+        (_ARGPARSE, 'A=1\npython train.py org/model --lora-r="${A}6"'),
+        (_ARGPARSE, 'R=16\npython train.py org/model --lora-r=$R\necho $R'),
         (_ARGPARSE.replace("r=R", "r=R, lora_alpha=2 * R"), "python train.py org/model -r 16"),
         (_DATACLASS, "A='-x'\npython train.py --model org/model --lora_r 16 --targets $A v_proj"),
         (_DATACLASS, "python train.py --model org/model --lora_r 16 --targets \\\n q_porj v_proj"),

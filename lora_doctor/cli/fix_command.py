@@ -20,6 +20,7 @@ from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.edit import Edit
+    from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 
 #: A fix may uncover the next finding; the command is run once more for each round.
@@ -166,22 +167,46 @@ def _texts(
         InputError: a file cannot be read, or holds no set-up.
     """
     from lora_doctor.recipe.files.read_write import edited_files, held_files, holds_edit
-    from lora_doctor.recipe.program.edits import edited_program, program_holds
-    from lora_doctor.recipe.program.read_setup import read_setup
-    from lora_doctor.recipe.program.setup import is_program
+    from lora_doctor.recipe.program.edits import program_holds
 
-    if is_program(file):
-        recipe = read_setup(file, None, words).recipe
-        assert recipe.written is not None
-        placed = _with_place(fixes, lambda edit: program_holds(recipe, edit))
-        edited = edited_program(recipe, _edits(placed)).written
-        assert edited is not None and edited.data is not None
-        changed = edited.data != recipe.written.data
-        return ({file: edited.data} if changed else {}), placed
+    program = _of_program(file, words, format)
+    if program is not None:
+        placed = _with_place(fixes, lambda edit: program_holds(program, edit))
+        return _program_texts(program, _edits(placed)), placed
     held = held_files(file, format)
     placed = _with_place(fixes, lambda edit: holds_edit(file, held, edit, format))
     texts = edited_files(file, held, _edits(placed), format)
     return {path: text.encode(text.text) for path, text in texts.items()}, placed
+
+
+def _of_program(file: Path, words: tuple[str, ...], format: str | None) -> Recipe | None:
+    """What a script or notebook says, or the script that a shell file starts; ``None`` for the file
+    of a framework."""
+    from lora_doctor.engine.set_up import script_of
+    from lora_doctor.recipe.program.read_setup import read_setup
+    from lora_doctor.recipe.program.setup import is_program
+
+    if is_program(file):
+        return read_setup(file, None, words).recipe
+    started = script_of(file) if format is None else None
+    if started is None:
+        return None
+    return read_setup(started.script, None, started.arguments, started.start).recipe
+
+
+def _program_texts(recipe: Recipe, edits: list[Edit]) -> dict[Path, bytes]:
+    """The script after the edits, and the shell file that starts it, where they change."""
+    from lora_doctor.recipe.program.edits import edited_program
+
+    before, after = recipe.written, edited_program(recipe, edits).written
+    assert recipe.file is not None and before is not None and after is not None
+    texts: dict[Path, bytes] = {}
+    if after.data is not None and after.data != before.data:
+        texts[recipe.file] = after.data
+    old = before.start.data if before.start is not None else None
+    if after.start is not None and after.start.data != old:
+        texts[Path(after.start.place.file)] = after.start.data
+    return texts
 
 
 def _with_place(fixes: Sequence[AppliedFix], holds: Callable[[Edit], bool]) -> list[AppliedFix]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,9 @@ def file_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]]:
             )
         if training.config:
             return training.config, ()
+    shell = _shell_file(command)
+    if shell is not None:
+        return shell, ()
     for number, word in enumerate(command):
         if Path(word).suffix in _PROGRAMS and os.path.isfile(word):  # never raises, however long
             return word, tuple(command[number + 1 :])
@@ -48,3 +52,32 @@ def file_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         f"{told!r}: names no file that holds the set-up; write the command into a script and fix "
         "that: lora-doctor fix train.sh"
     )
+
+
+def _shell_file(command: Sequence[str]) -> str | None:
+    """The file of ``bash run.sh`` or ``./run.sh``, where the set-up is in it.
+
+    Raises:
+        InputError: it hands words of the command line on, which are not read.
+    """
+    from lora_doctor.recipe.files.bytes import decode, read_bytes
+    from lora_doctor.recipe.files.shell_syntax import (
+        SHELL_PROGRAMS,
+        SHELLS,
+        hands_on_its_arguments,
+    )
+
+    number = 1 if Path(command[0]).name in SHELL_PROGRAMS else 0
+    while number and number < len(command) and re.fullmatch(r"[-+][a-zA-Z]+", command[number]):
+        number += 1  # `-x`
+    word = command[number] if number < len(command) else ""
+    if Path(word).suffix.lower() not in SHELLS or not os.path.isfile(word):
+        return None
+    path = Path(word)
+    if command[number + 1 :] and hands_on_its_arguments(decode(path, read_bytes(path)).text):
+        shown, alone = " ".join(command), " ".join(command[: number + 1])
+        raise InputError(
+            f"{shown!r}: {word} hands the words behind it on to the training; write them into it "
+            f"and fix that: lora-doctor fix --apply -- {alone}"
+        )
+    return word

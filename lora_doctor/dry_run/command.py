@@ -19,11 +19,12 @@ from pathlib import Path
 from lora_doctor.errors import InputError
 from lora_doctor.guest.children import deaf_option, is_python, own_options
 from lora_doctor.guest.session import Session
+from lora_doctor.recipe.files.shell_syntax import SHELL_PROGRAMS
 
 #: Seconds that a probe may take: an interpreter on a slow disk, behind a launcher.
 _PROBE_SECONDS = 60
 #: Programs that are no Python and start others here, in their own process tree.
-_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish", "make"})
+_SHELLS = SHELL_PROGRAMS | {"fish", "make"}
 #: Programs that start others where no guest is: on another machine, in another file system, or from
 #: a process that runs already. Put in front of PATH, too, so that a shell script meets them.
 ELSEWHERE = (

@@ -120,7 +120,7 @@ def assignment(text: str, name: str) -> tuple[int, int] | None:
         for variable, word in command.assignments
         if variable == name
     ]
-    exported = re.search(rf"\bexport\s+(?:[^\n;]*\s)?{re.escape(name)}\b", text)
+    exported = re.search(rf"\bexport[ \t]+(?:[^\n;]*[ \t])?{re.escape(name)}\b", text)
     if len(uses) != 1 or len(places) != 1 or exported or places[0].variables:
         return None
     word: Word = places[0]

@@ -15,6 +15,8 @@ from lora_doctor.recipe.files.shell_arithmetic import arithmetic
 
 #: Suffixes of files that a shell runs.
 SHELLS = frozenset({".sh", ".bash", ".zsh", ".ksh", ".command", ".sbatch", ".slurm"})
+#: Programs that run them.
+SHELL_PROGRAMS = frozenset({"sh", "bash", "dash", "zsh", "ksh"})
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _ASSIGNMENT = re.compile(rf"({_NAME})=")
 _VARIABLE = re.compile(
@@ -62,6 +64,13 @@ def commands(text: str, outside: Mapping[str, str]) -> list[Command]:
     return reader.read()
 
 
+def hands_on_its_arguments(text: str) -> bool:
+    """Whether a command of the script gets the words that the script is started with (``"$@"``)."""
+    reader = _Reader(text, {})
+    reader.read()
+    return reader.hands_on
+
+
 class _Reader:
     """Walks through the text once."""
 
@@ -73,6 +82,7 @@ class _Reader:
         self.words: list[Word] = []
         self.arrays: dict[str, list[Word]] = {}
         self.here: list[str] = []
+        self.hands_on = False
 
     def read(self) -> list[Command]:
         while self.position < len(self.text):
@@ -120,6 +130,7 @@ class _Reader:
             return True
         if own := _OWN.match(text, position):
             self.position = own.end()
+            self.hands_on = True
         return own is not None
 
     def _array(self, found: re.Match[str]) -> None:

@@ -24,6 +24,8 @@ from lora_doctor.text import short_path
 
 #: Folders above a shell file from which it may be started.
 _ABOVE = 4
+#: ``--name=$VALUE``: all behind the sign is one variable.
+_JOINED = re.compile(r"-{1,2}[\w-]+=(\"?)\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})\1")
 #: Characters of a shell file that is only looked at for what starts a script.
 _LONGEST = 200_000
 
@@ -137,7 +139,15 @@ def _placed(word: Word, unit: Unit) -> list[PlacedWord]:
             return [PlacedWord(one[0], _part(span, one)) for one in texts]
         whole = Span(unit, word.start, word.end)
         return [PlacedWord(text, whole) for text in word.text.split()]
-    return [PlacedWord(word.text, span)]
+    set_at = _assigned(word, unit) if _JOINED.fullmatch(span.text) else None
+    return [PlacedWord(word.text, span, set_at=set_at)]
+
+
+def _assigned(word: Word, unit: Unit) -> Span | None:
+    """Where the variable of ``--name=$VALUE`` is set; ``None`` where it is set elsewhere, or used
+    elsewhere as well."""
+    place = assignment(unit.text, word.variables[0])
+    return Span(unit, *place) if place is not None else None
 
 
 def _part(span: Span, found: re.Match[str]) -> Span:

@@ -17,21 +17,25 @@ class PlacedWord(str):
     """A word of a command in a shell file.
 
     ``span``: where it is written. ``variable``: what only the shell knows of it; empty where the
-    text is all of it."""
+    text is all of it. ``set_at``: where the value of ``--name=$VALUE`` is written, if that is
+    elsewhere."""
 
     span: Span
     variable: str
+    set_at: Span | None
 
-    def __new__(cls, text: str, span: Span, variable: str = "") -> PlacedWord:
+    def __new__(
+        cls, text: str, span: Span, variable: str = "", set_at: Span | None = None
+    ) -> PlacedWord:
         word = super().__new__(cls, text)
-        word.span, word.variable = span, variable
+        word.span, word.variable, word.set_at = span, variable, set_at
         return word
 
     def part(self, text: str) -> PlacedWord:
         """The part of it that is the value of ``--name=value``."""
         behind = len(self.span.text.partition("=")[2])
         span = Span(self.span.unit, self.span.end - behind, self.span.end)
-        return PlacedWord(text, span, self.variable)
+        return PlacedWord(text, self.set_at or span, self.variable)
 
 
 @dataclass(frozen=True)
