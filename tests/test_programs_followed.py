@@ -193,6 +193,59 @@ def test_json_and_its_entries_are_read(tmp_path: Path) -> None:
     assert setup.recipe.get("r") == 4 and setup.recipe.places["r"].line == 2
 
 
+_TOML = """\
+# where it starts from
+base = "org/model"
+notes = \'\'\'
+lora.rank = 99
+\'\'\'
+["lora"] # adapter
+rank = 16  # small
+"targets" = [
+  "q_proj",
+  "v_proj",
+]
+since = 2026-01-01
+"""
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "import tomllib\nwith open('config.toml', 'rb') as f:\n    cfg = tomllib.load(f)",
+        "import toml\ncfg = toml.load('config.toml')",
+        "from pathlib import Path\nimport tomli as t\n"
+        "cfg = t.loads(Path('config.toml').read_text())",
+    ],
+    ids=["tomllib", "toml", "tomli"],
+)
+def test_toml_is_read_with_its_lines(load: str, tmp_path: Path) -> None:
+    """A text of several lines that looks like an entry is none."""
+    (tmp_path / "config.toml").write_text(_TOML, encoding="utf-8")
+    text = f"{load}\n" + _TRAIN.replace('"org/model"', 'cfg["base"]').replace(
+        "r=8, target_modules=TARGETS",
+        'r=cfg["lora"]["rank"], target_modules=cfg["lora"]["targets"]',
+    )
+    setup = read(tmp_path, text)
+    assert setup.model == "org/model" and not setup.asked
+    assert setup.recipe.get("r") == 16
+    assert setup.recipe.get("target_modules") == ["q_proj", "v_proj"]
+    places = {
+        key: (Path(place.file).name, place.line) for key, place in setup.recipe.places.items()
+    }
+    assert places["r"] == ("config.toml", 7) and places["target_modules"] == ("config.toml", 8)
+
+
+@pytest.mark.parametrize(
+    "text", ["a = \n", "[lora\n", "\x00", "x = " + "[" * 3000, "a." * 900 + "b = 1"]
+)
+def test_what_is_no_toml_is_asked_for(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    load = "import toml\ncfg = toml.load('config.toml')\n"
+    setup = read(tmp_path, load + _TRAIN.replace('"org/model"', 'cfg["base"]'))
+    assert setup.model is None and setup.asked
+
+
 def test_the_config_of_hydra_is_put_together(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     (conf / "lora").mkdir(parents=True)

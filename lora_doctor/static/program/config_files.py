@@ -1,6 +1,6 @@
 """Files of settings that a program reads: ``yaml.safe_load(open("config.yaml"))``, ``json.load``,
-``OmegaConf.load``, and the config that ``@hydra.main`` names. Nothing is run, and nothing that the
-file refers to elsewhere is resolved: such a value is not known."""
+``tomllib.load``, ``OmegaConf.load``, and the config that ``@hydra.main`` names. Nothing is run, and
+nothing that the file refers to elsewhere is resolved: such a value is not known."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import libcst as cst
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import JSON_ITEMS, PYTHON_BYTES, check_items, count_items, step
 from lora_doctor.static.piece import read_bytes
+from lora_doctor.static.program.toml_file import of_toml
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
     Call,
@@ -34,6 +35,8 @@ _LOADERS = {
     "json.load": "json", "json.loads": "json",
     "yaml.load": "1.1", "yaml.safe_load": "1.1", "yaml.full_load": "1.1",
     "omegaconf.OmegaConf.load": "1.2",
+    "tomllib.load": "toml", "tomllib.loads": "toml", "tomli.load": "toml", "tomli.loads": "toml",
+    "toml.load": "toml", "toml.loads": "toml",
 }  # fmt: skip
 #: What makes an object with attributes of a dictionary.
 _OBJECTS = frozenset(
@@ -200,7 +203,8 @@ def loaded(follower: Context, name: str, kind: str) -> Value | None:
     try:
         text = read_bytes(path, PYTHON_BYTES).decode("utf-8-sig")
         check_items(count_items(text) + text.count("\n"), JSON_ITEMS // 10, "it")
-        return _Reader(Unit(str(path), text, editable=False), kind).read()
+        unit = Unit(str(path), text, editable=False)
+        return of_toml(unit) if kind == "toml" else _Reader(unit, kind).read()
     except (EvidenceError, UnicodeDecodeError, _NotReadError):
         return None
 
