@@ -89,6 +89,7 @@ def dry_run(session: nox.Session) -> None:
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
                 "tests/test_dry_run_data.py", "tests/test_dry_run_setups.py",
                 "tests/test_dry_run_processes.py", "tests/test_refused_trainer.py",
+                "tests/test_mended_and_trained.py",
                 *session.posargs,
                 env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
     session.run("pytest", "tests/test_rules.py",
@@ -121,6 +122,8 @@ def dry_run_launchers(session: nox.Session, launcher: str) -> None:
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run_setups.py", *session.posargs,
                 env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
+    session.run("pytest", "tests/test_mended_and_trained.py", "-k", launcher, *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
 
 
 #: What trains from a set-up, each beside a stack that it takes. axolotl and ms-swift ask for
@@ -146,7 +149,7 @@ def set_ups(session: nox.Session, framework: str) -> None:
     if alone:
         session.install("--no-deps", *alone)
     session.run("pytest", "tests/test_set_ups.py", "tests/test_set_ups_parsers.py",
-                "tests/test_framework_checks.py",
+                "tests/test_framework_checks.py", "tests/test_rules_in_formats.py",
                 "-k", framework, *session.posargs,
                 env={"LORA_DOCTOR_SET_UPS": "all"})  # fmt: skip
 
