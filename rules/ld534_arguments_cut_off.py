@@ -27,6 +27,9 @@ class ArgumentsCutOff(Rule):
     stops because an argument such as `' '` is unknown or a required one is missing. Afterwards the
     shell reports `--learning_rate: command not found`.
 
+    In a file with Windows line ends, a command on one line gets all its options, but its last word
+    with a carriage return behind it: `v_proj\\r` is the name of no module, `--bf16\\r` no option.
+
     ## Why
     A backslash continues a command only as the very last character of its line. The command ends
     at a line without a backslash, at a backslash with a space, a comment or the carriage return
@@ -41,7 +44,8 @@ class ArgumentsCutOff(Rule):
     ## Links
     https://www.gnu.org/software/bash/manual/html_node/Escape-Character.html,
     https://github.com/hiyouga/LlamaFactory/issues/252,
-    https://github.com/hiyouga/LlamaFactory/issues/983
+    https://github.com/hiyouga/LlamaFactory/issues/983,
+    https://github.com/kivy/python-for-android/pull/1712
     """
 
     code = "LD534"
@@ -57,6 +61,7 @@ class ArgumentsCutOff(Rule):
         Example("broken", "tests/set_ups/cut/comment.sh", why="a comment between two lines"),
         Example("broken", "tests/set_ups/cut/no_backslash.sh", why="a line without backslash"),
         Example("broken", "tests/set_ups/cut/space.sh", why="a space behind a backslash"),
+        Example("broken", "tests/set_ups/cut/windows.sh", why="a file with Windows line ends"),
         Example("healthy", "tests/set_ups/cut/whole.sh"),
     )
 
@@ -69,6 +74,15 @@ class ArgumentsCutOff(Rule):
             yield self._finding(file, cut)
 
     def _finding(self, file: str, cut: Cut) -> Finding:
+        if cut.returned:
+            return self.finding(
+                "error" if cut.stray else "warning",
+                f"Line {cut.line} {cut.why}, which the shell hands on as part of {cut.options[0]}.",
+                location=Location("file", file, cut.line),
+                evidence=(Measurement("passed", f"{cut.options[0]}\\r", f"{file}:{cut.line}"),),
+                proof=Proof("read", "the shell ends a word at a space, a tab or a line feed"),
+                fixes=(Fix(cut.remedy, "manual"),),
+            )
         return self.finding(
             "error" if cut.stray else "warning",
             f"Line {cut.line} {cut.why}, so the command ends there and starts without "

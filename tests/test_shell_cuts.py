@@ -72,6 +72,29 @@ def test_bash_ends_the_command_there(name: str, tmp_path: Path) -> None:
         assert (word.text or "").split()[0].strip("'") in text[word.start : word.end]
 
 
+@pytest.mark.parametrize(
+    ("command", "taken", "is_option"),
+    [
+        ("train --a x y", "y", False),
+        ("train --a 'x y'", "'x y'", False),
+        ("train --b=x # why\r\ntrain --a 1 --b=x", "--b=x", False),
+        ("train --a 1 --b", "--b", True),
+        ("train --a 1 --b 1e-4", "", False),  # read as the number
+        ("train --b x > log", "", False),
+        ("echo x", "", False),  # has no options
+    ],
+)
+def test_the_last_word_of_a_line_takes_a_carriage_return_along(
+    command: str, taken: str, is_option: bool, tmp_path: Path
+) -> None:
+    text = f"{command}\r\n"
+    passed, _ = _bash(text, tmp_path)
+    found = [cut for cut in cuts(text) if cut.returned]
+    assert [(cut.options, cut.stray) for cut in found] == ([((taken,), is_option)] if taken else [])
+    assert not taken or passed[-2] == taken.strip("'") + "\r"
+    assert rejoined(text) == text
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_whole_command_is_left_alone(name: str, tmp_path: Path) -> None:
     _, missed = _bash(HEALTHY[name], tmp_path)

@@ -1,4 +1,4 @@
-"""Where a command of a shell file ends before its last options."""
+"""Where a command of a shell file ends before its last options, or with a word too long."""
 
 from __future__ import annotations
 
@@ -23,3 +23,5 @@ class Cut:
     end: int = 0
     #: Whether the command is given what stands behind the backslash as an argument.
     stray: bool = False
+    #: Whether nothing is missing, but the last word of the command has a carriage return behind it.
+    returned: bool = False

@@ -2,7 +2,8 @@
 
 A backslash continues a line only as its last character. Without it, with a space or a carriage
 return behind it, or with a comment or an empty line below it the command ends there, and the shell
-looks for a program that is named like the next option.
+looks for a program that is named like the next option. Where lines end as on Windows, the carriage
+return is part of the last word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _BETWEEN = re.compile(r"(?:[ \t\r]*\\?[ \t\r]*(?:#[^\n]*)?\n)+[ \t]*")
 _ESCAPED = re.compile(r"[ \t]*\\[ \t]+(#[^\n]*)?\r?\Z")
 #: Cuts that are looked for, and lines of options that are told of each.
 _MOST = 100
+_UNIX = "Write the file with Unix line ends, such as by dos2unix."
+_NUMBER = re.compile(r"[-+]?[0-9][0-9.eE+-]*")
 _CARRIAGE_RETURN = re.compile(r"\\\r\n")
 
 
@@ -100,8 +103,20 @@ def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
             options = _options([Command((), tuple(behind)), *found[number + 1 : number + _MOST]])
             line = text.count("\n", 0, returned.start()) + 1
             yield Cut(line, "ends with a carriage return, as on Windows, behind its backslash",
-                      "Write the file with Unix line ends, such as by dos2unix.", options,
-                      stray=True)  # fmt: skip
+                      _UNIX, options, stray=True)  # fmt: skip
+        elif text.startswith("\r\n", command.words[-1].end):
+            yield from _lengthened(text, command)
+
+
+def _lengthened(text: str, command: Command) -> Iterator[Cut]:
+    """A command with options whose last word takes the carriage return along; a number is read
+    as the number that it is."""
+    last, options = command.words[-1], _options([command])
+    word = text[last.start : last.end]
+    if options and not _NUMBER.fullmatch((last.text or word).rpartition("=")[2]):
+        line = text.count("\n", 0, last.end) + 1
+        yield Cut(line, "ends with a carriage return, as on Windows", _UNIX, (word,),
+                  stray=bool(_OPTION.fullmatch(word)), returned=True)  # fmt: skip
 
 
 def _options(found: Sequence[Command]) -> tuple[str, ...]:
