@@ -233,6 +233,24 @@ def test_an_argument_whose_value_is_not_known_is_no_place_for_an_edit(tmp_path: 
     assert not program_holds(read_setup(path).recipe, Edit("modules_to_save", ["score"]))
 
 
+@pytest.mark.parametrize("old", ["TaskType.SEQ_CLS", "peft.TaskType.SEQ_CLS", "'SEQ_CLS'"])
+@pytest.mark.parametrize("value", [None, "CAUSAL_LM"])
+def test_a_task_type_is_another_one_or_none(old: str, value: str | None, tmp_path: Path) -> None:
+    """None is no member of `TaskType`."""
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import peft\n"
+        "from peft import LoraConfig, TaskType, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('org/model')\n"
+        f"model = get_peft_model(model, LoraConfig(r=8, task_type={old}, lora_alpha=8))\n"
+    )
+    edited = edited_program(read_setup(path).recipe, [Edit("task_type", value)])
+    assert edited.written is not None and edited.written.data is not None
+    new = old.replace("SEQ_CLS", value) if value else "None"
+    assert edited.written.data == path.read_bytes().replace(old.encode(), new.encode())
+
+
 _TINY = (
     ("constant", "TARGETS = ['query_key_value']\n", "TARGETS", 3),
     ("argument", "", '["query_key_value"]', 5),

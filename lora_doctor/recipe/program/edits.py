@@ -57,7 +57,10 @@ def edited_program(
     of_command = [change for change in unique if is_of_command(setup, change[0])]
     data = setup.program.with_changes([one for one in unique if one not in of_command])
     arguments, start = edited_start(recipe.written, of_command)
-    after = read_setup(recipe.file, data, arguments, start)
+    try:
+        after = read_setup(recipe.file, data, arguments, start)
+    except InputError as error:  # of what was written here: not for the user to mend
+        raise _cannot(recipe, held) from error
     _compiles(after)
     edited = {edit.key for edit in held}
     given = {
@@ -69,12 +72,20 @@ def edited_program(
     for key, value in given.items():
         if key not in found.values or recipe.origins[key] == "option":
             found = found.override({key: value}, recipe.origins[key])
-    expected = found.edit(held)
-    if json.dumps(dict(expected.values), sort_keys=True, default=str) != json.dumps(
+    expected = {
+        key: value
+        for key, value in found.edit(held).values.items()
+        if value is not None or key in found.values  # an argument that is None is no key
+    }
+    if json.dumps(expected, sort_keys=True, default=str) != json.dumps(
         dict(found.values), sort_keys=True, default=str
     ):
         raise _cannot(recipe, held)
-    fixed = {edit.key: found.values[edit.key] for edit in held if edit.key in found.values}
+    fixed = {
+        edit.key: found.values.get(edit.key)
+        for edit in held
+        if edit.key in found.values or edit.value is None
+    }
     return found.override(fixed, "fix")
 
 
@@ -302,7 +313,8 @@ def _text(
 
         name, more = name_of(setup.program, unit, "", "torch")
         return f"{name}.{value}", more
-    if isinstance(before, Reference) and key in ("task_type", "peft_type") and "." in old:
+    is_member = isinstance(before, Reference) and key in ("task_type", "peft_type") and "." in old
+    if is_member and value is not None:
         return f"{old.rpartition('.')[0]}.{value}", []
     return literal(value, old), []
 
