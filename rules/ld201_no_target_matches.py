@@ -86,6 +86,10 @@ class NoTargetMatches(Rule):
         ),
         Symptom(r"\b(?:lora|adapters?)\b.{0,20}\battached to (?:nothing|no layer)"),
     )
+    told_as = (
+        "My target_modules match no layer.",
+        "No LoRA layers were added to the model.",
+    )
     examples = (
         Example("broken", "arch:gpt2", {"target_modules": ["q_proj", "v_proj"]}),
         Example(

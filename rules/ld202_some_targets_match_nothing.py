@@ -79,6 +79,7 @@ class SomeTargetsMatchNothing(Rule):
             unless=r"\b(?:vllm|sglang|tgi|ollama|llama\.cpp)\b",
         ),
     )
+    told_as = ("A wrong name in target_modules raises no error, and is silently ignored.",)
     examples = (
         Example(
             "broken",

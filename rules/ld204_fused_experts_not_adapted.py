@@ -73,6 +73,10 @@ class FusedExpertsNotAdapted(Rule):
             r"|attached|added|injected) (?:to|on) .{0,30}\bexperts?\b"
         ),
     )
+    told_as = (
+        "LoRA is not applied to the experts of a MoE model, they stay frozen.",
+        "The experts are one fused parameter, no linear layer that target_modules could match.",
+    )
     examples = (
         Example(
             "broken",

@@ -108,6 +108,10 @@ class AdaptersThatLearnNothing(Rule):
             r"|unchanged|zeros?|(?:is|are) 0(?!\.?\d))\b"
         ),
     )
+    told_as = (
+        "lora_B stays zero during the whole training.",
+        "The adapters of some layers are never updated.",
+    )
     examples = (
         Example(
             "broken",

@@ -83,6 +83,7 @@ class QuantizedTrainableParts(Rule):
             r"8bitLt|Params4bit|quantized (?:too|as well))\b).+"
         ),
     )
+    told_as = ("The classification head is quantized, and is not trained.",)
     examples = (
         Example(
             "broken",

@@ -80,6 +80,10 @@ class MuchLeftInFullPrecision(Rule):
             r"|still in (?:bf16|bfloat16|fp16|full))"
         ),
     )
+    told_as = (
+        "The model in 4 bit takes as much memory as in 16 bit.",
+        "QLoRA needs more memory than LoRA.",
+    )
     examples = (
         Example(
             "broken",

@@ -67,6 +67,9 @@ class MergedIntoQuantizedWeights(Rule):
             r"|nonsense|gibberish|quality)"
         ),
     )
+    told_as = (
+        "After merge_and_unload into the 4-bit model the quality is worse than with the adapter.",
+    )
     examples = (
         Example(
             "broken",

@@ -93,6 +93,10 @@ class Float16Overflow(Rule):
         Symptom(r"\b(?:loss|gradients?)\b.{0,40}\b(?:nan|becomes? nan|turns? nan|infinite)\b"),
         Symptom(r"\A(?=.*\b(?:fp16|float16)\b)(?=.*\bloss\b.{0,12}\b(?:0|zero|nan)\b(?!\.?\d)).+"),
     )
+    told_as = (
+        "The loss is NaN in fp16.",
+        "The loss becomes zero in half precision, in bf16 it trains.",
+    )
     examples = (
         Example(
             "broken",

@@ -74,6 +74,7 @@ class UpdateSizeOutOfScale(Rule):
     name = "update-size-out-of-scale"
     summary = "LoRA's scaling makes each update far too large or far too small."
     depth = "tiny"
+    told_as = ("With a large alpha the loss explodes, the updates of LoRA are too large.",)
     examples = (
         Example(
             "broken",

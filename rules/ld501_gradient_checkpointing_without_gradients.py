@@ -111,6 +111,10 @@ class GradientCheckpointingWithoutGradients(Rule):
             r"\benable_input_require_grads\b\W{0,4}(?:is )?(?:missing|never called|not called)"
         ),
     )
+    told_as = (
+        "All gradients are None with gradient checkpointing, without it the adapters learn.",
+        "Gradient checkpointing blocks the updates of the adapters.",
+    )
     examples = (
         Example(
             "broken",

@@ -68,6 +68,9 @@ class NotOnlyAdapters(Rule):
         Symptom(r"element 0 of tensors does not require grad"),
         Symptom(r"optimizer got an empty parameter list"),
         Symptom(r"trainable params:\s*0(?![.,\d])"),
+        # As other programs than PEFT print it; and where nearly everything is trained.
+        Symptom(r"(?i)trainable param\w*:\s*0(?:\.0+)?\s?%"),
+        Symptom(r"trainable params:.{1,80}?trainable%:\s*(?:9\d(?:\.\d+)?|100(?:\.0+)?)(?![.\d])"),
         Symptom(r"(?i)\bno trainable param\w*"),
         Symptom(r"cannot perform fine-tuning on purely quantized models"),
         Symptom(
@@ -77,6 +80,7 @@ class NotOnlyAdapters(Rule):
         ),
     )
     descriptions = (Symptom(r"\b(?:0|zero|no) trainable param\w*"),)
+    told_as = ("The number of trainable parameters is zero.",)
     examples = (
         Example(
             "broken",

@@ -88,6 +88,7 @@ class AdaptersStacked(Rule):
         ),
         Symptom(r"\b(?:call\w*|ran|run) get_peft_model twice\b"),
     )
+    told_as = ("get_peft_model was called twice, the adapters are stacked.",)
     examples = (
         Example(
             "broken",

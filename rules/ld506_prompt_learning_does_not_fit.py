@@ -143,7 +143,7 @@ class PromptLearningDoesNotFit(Rule):
         Symptom(r"'NoneType' object is not callable", context=_PROMPTS),
         Symptom(r"KeyError: None", context=_PROMPTS),
         Symptom(
-            r"The shape of the mask \[\d+\] at index 0 does not match the shape of the indexed",
+            r"The shape of the mask \[[\d, ]+\] at index \d does not match the shape of the",
             context=_PROMPTS,
         ),
         Symptom(
@@ -183,6 +183,7 @@ class PromptLearningDoesNotFit(Rule):
         ),
         Symptom(r"\bprefix (?:is |gets |was )?(?:added|prepended|inserted) twice"),
     )
+    told_as = ("Prefix tuning or prompt tuning fails with a wrong shape in attention.",)
     examples = (
         Example(
             "broken",

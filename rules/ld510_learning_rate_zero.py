@@ -64,6 +64,7 @@ class LearningRateZero(Rule):
             r"{0,10}\b(?:0|zero)\b(?!\.?\d)"
         ),
     )
+    told_as = ("The learning rate is 0 during the whole training.",)
     examples = (
         Example(
             "broken",

@@ -36,6 +36,10 @@ class AdapterLoadedFrozen(Rule):
         Symptom(r"optimizer got an empty parameter list", weight=-1),
         Symptom(r"trainable params:\s*0(?![.,\d])", weight=-1),
     )
+    told_as = (
+        "A loaded adapter cannot be trained further, its parameters are frozen.",
+        "Continuing the training of a saved adapter fails: nothing is trainable.",
+    )
     examples = (
         Example(
             "broken",

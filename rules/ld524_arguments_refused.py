@@ -76,6 +76,12 @@ class ArgumentsRefused(Rule):
         Symptom(r"requires either non-zero --eval_steps|requires non-zero --logging_steps"),
         Symptom(r"lr_scheduler_type \w+ requires an eval strategy"),
         Symptom(r"is not a valid \w+, please select one of \["),
+        # HfArgumentParser names both spellings of an option.
+        Symptom(
+            r"argument --\w+/--[\w-]+: (?:invalid|expected)\b"
+            r"|\b(?:llamafactory-cli|trl|swift)\b.{0,40}error: argument --\S+: "
+            r"(?:invalid|expected)\b"
+        ),
     )
     examples = (
         Example(

@@ -48,6 +48,10 @@ class ProcessesTrainApart(Rule):
             r"copy|run)\b"
         ),
     )
+    told_as = (
+        "The GPUs do not exchange gradients: each process trains a model of its own.",
+        "Training on two GPUs gives the same result as on one.",
+    )
     examples = (
         Example(
             "broken",

@@ -84,6 +84,7 @@ class AdapterNotSavedWhole(Rule):
             r"+"
         ),
     )
+    told_as = ("The adapter file of a run with FSDP on several GPUs is empty, or incomplete.",)
     examples = (
         Example(
             "broken",

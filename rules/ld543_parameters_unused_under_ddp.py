@@ -59,6 +59,7 @@ class ParametersUnusedUnderDdp(Rule):
         Symptom(r"Expected to have finished reduction in the prior iteration", weight=2),
         Symptom(r"parameters that were not used in producing loss", weight=2),
     )
+    told_as = ("DDP fails on parameters that are not used: find_unused_parameters.",)
     examples = (
         Example(
             "broken",

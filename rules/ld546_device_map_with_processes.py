@@ -78,6 +78,7 @@ class DeviceMapWithProcesses(Rule):
         ),
         Symptom(r"model contains `DTensor` parameters, which is incompatible with DDP"),
     )
+    told_as = ("Training with device_map auto fails under torchrun, each process uses all GPUs.",)
     examples = (
         Example("broken", "", script=_LOADED.replace("DEVICES", '"auto"') + DDP_LOOP, processes=2),
         Example(

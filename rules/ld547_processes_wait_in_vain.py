@@ -63,6 +63,7 @@ class ProcessesWaitInVain(Rule):
         Symptom(_CLOSED, "gloo", context=_ONE_ALONE),
         Symptom(r"Detected mismatch between collectives on ranks"),
     )
+    told_as = ("Training hangs on several GPUs.",)
     examples = (
         Example(
             "broken",

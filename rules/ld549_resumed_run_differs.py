@@ -96,6 +96,10 @@ class ResumedRunDiffers(Rule):
             r"|fail\w*|lost|reset|not (?:loaded|restored))\b).+"
         ),
     )
+    told_as = (
+        "After resuming from a checkpoint the loss is higher than before.",
+        "Resuming does not restore the optimizer state.",
+    )
     examples = (
         Example(
             "broken",

@@ -48,6 +48,7 @@ class AdapterLoadedOntoAdapters(Rule):
             r"ical|same|no effect|like the base)\b).+"
         ),
     )
+    told_as = ("A saved adapter loaded onto a model with adapters has no effect.",)
     examples = (
         Example(
             "broken",

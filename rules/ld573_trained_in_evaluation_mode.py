@@ -55,6 +55,7 @@ class TrainedInEvaluationMode(Rule):
             r"\(\)"
         ),
     )
+    told_as = ("The model is trained in evaluation mode, dropout has no effect.",)
     examples = (
         Example(
             "broken",

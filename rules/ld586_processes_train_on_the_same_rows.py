@@ -61,6 +61,7 @@ class ProcessesTrainOnTheSameRows(Rule):
             r"\b(?:the )?(?:same|identical) (?:batch(?:es)?|data|samples|rows)\b"
         ),
     )
+    told_as = ("Each GPU trains on the same rows of the dataset.",)
     examples = (
         Example("broken", "", script=_SAME, processes=2, why="a loader without DistributedSampler"),
         Example("healthy", "", script=MODEL + DDP_LOOP, processes=2),

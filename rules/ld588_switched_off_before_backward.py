@@ -67,6 +67,7 @@ class SwitchedOffBeforeBackward(Rule):
     descriptions = (
         Symptom(r"\bset_adapter\b.{0,80}\b(?:grad(?:ient)?s? (?:is|are) (?:None|zero)|no grad)"),
     )
+    told_as = ("set_adapter freezes the other adapter: two adapters cannot be trained together.",)
     examples = (
         Example("broken", "", script=_ONE_LOSS, why="one backward for the losses of both"),
         Example(

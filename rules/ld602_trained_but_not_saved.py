@@ -62,6 +62,10 @@ class TrainedButNotSaved(Rule):
             r"*\b(?:not|n't|never)\b.{0,12}\bsaved\b).+"
         ),
     )
+    told_as = (
+        "The classification head is not saved: the reloaded model has a random head.",
+        "The reloaded model is much worse than the trained model was in memory.",
+    )
     examples = (
         Example(
             "broken",

@@ -61,6 +61,7 @@ class FrozenByPeft(Rule):
             r"\w*)\b).+"
         ),
     )
+    told_as = ("LoRA does not train the head: get_peft_model has frozen it.",)
     examples = (
         Example(
             "broken",

@@ -86,6 +86,10 @@ class AdapterOnTiedWeight(Rule):
             weight=-1,
         ),
     )
+    told_as = (
+        "After merging the adapter the model is worse.",
+        "The merged model gives different outputs than the adapter.",
+    )
     examples = (
         Example(
             "broken",

@@ -64,6 +64,7 @@ class ResizedEmbeddingsNotSaved(Rule):
             r"?=.*\bnot\b.{0,15}\b(?:saved|in the (?:adapter|checkpoint))).+"
         ),
     )
+    told_as = ("The embeddings of the added tokens are lost after loading the adapter.",)
     examples = (
         Example(
             "broken",

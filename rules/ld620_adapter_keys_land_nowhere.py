@@ -71,6 +71,11 @@ class AdapterKeysLandNowhere(Rule):
             r"fect|difference))\b.{0,40}\b(?:base|original|untrained)\b).+"
         ),
     )
+    told_as = (
+        "After loading the adapter the outputs are the same as those of the base model.",
+        "Applying the trained LoRA has no effect, nothing changes in the output.",
+        "The keys of the adapter file do not match the model, and no error is raised.",
+    )
     examples = (
         Example(
             "broken",

@@ -52,6 +52,10 @@ class AdapterShapesDoNotFit(Rule):
         ),
         Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-1),
     )
+    told_as = (
+        "Size mismatch of the embeddings when the adapter is loaded: tokens were added.",
+        "The adapter cannot be loaded, its shapes do not match the model's.",
+    )
     examples = (
         Example(
             "broken",

@@ -55,6 +55,9 @@ class AdapterTensorsEmpty(Rule):
         Symptom(r"\bempty adapter"),
         Symptom(r"\badapter\w*(?:\.\w+)?\b.{0,60}\b(?:empty|size 0|\d+ ?(?:bytes?|kb|kib)\b)"),
     )
+    told_as = (
+        "The saved adapter file is empty, a few KB only, after training with DeepSpeed ZeRO-3.",
+    )
     examples = (
         Example(
             "broken", "tests.saved_adapters:of_zero_stage_3", loaded=True, depth="static",

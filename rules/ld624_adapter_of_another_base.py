@@ -52,6 +52,7 @@ class AdapterOfAnotherBase(Rule):
     summary = "The adapter config names another base model, or revision, than the one checked."
     depth = "static"
     about_saved_adapter = True
+    told_as = ("The adapter was trained on another base model, and the output is garbage.",)
     examples = (
         Example(
             "broken",

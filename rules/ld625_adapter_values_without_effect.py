@@ -51,6 +51,7 @@ class AdapterValuesWithoutEffect(Rule):
         Symptom(r"\badapter\b.{0,60}\b(?:100 percent|100 ?%|full of|only|all) nan\b"),
     )
     about_saved_adapter = True
+    told_as = ("All lora_B of the saved adapter are zero, it changes nothing.",)
     examples = (
         Example(
             "broken", "tests.saved_adapters:with_a_number_that_is_none", loaded=True, depth="full"

@@ -59,6 +59,7 @@ class HeadLeftOutByAddAdapter(Rule):
             r"\b(?:not trained|frozen|untrained|not saved|never trained)"
         ),
     )
+    told_as = ("The classification head is not trained with LoRA.",)
     examples = (
         Example(
             "broken",

@@ -61,6 +61,7 @@ class SavedWithAdaptersInside(Rule):
         Symptom(r"not (?:used|initialized)[\s\S]{0,400}\.base_layer\.weight"),
         Symptom(r"UNEXPECTED[\s\S]{0,200}\.base_layer\.|\.base_layer\.\S+\s*\|\s*UNEXPECTED"),
     )
+    told_as = ("The merged model that was saved still has adapter layers when it is loaded again.",)
     examples = (
         Example(
             "broken",

@@ -50,6 +50,9 @@ class MergedModelDropped(Rule):
             r"tensors)\b"
         ),
     )
+    told_as = (
+        "After merge_and_unload the saved model is like the base model, the training is lost.",
+    )
     examples = (
         Example(
             "broken",

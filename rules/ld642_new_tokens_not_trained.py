@@ -59,6 +59,7 @@ class NewTokensNotTrained(Rule):
             r"\b(?:new|added|special) tokens?\b.{0,60}\b(?:never|not) (?:be )?(?:generat|learn)"
         ),
     )
+    told_as = ("The model does not learn the new tokens, it never generates them.",)
     examples = (
         Example(
             "broken",

@@ -57,6 +57,7 @@ class AddedTokensWithoutEmbeddings(Rule):
             weight=-1,
         ),
     )
+    told_as = ("Index out of range for the tokens that I added, the embeddings were not resized.",)
     examples = (
         Example(
             "broken",

@@ -84,6 +84,10 @@ class DoesNotFit(Rule):
             unless=r"\b(?:tensorflow|jax|mlx|llama\.cpp|ollama)\b",
         ),
     )
+    told_as = (
+        "Training runs out of memory on my GPU.",
+        "OOM when fine-tuning with LoRA.",
+    )
     examples = (
         Example(
             "broken",

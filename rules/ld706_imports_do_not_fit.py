@@ -100,6 +100,7 @@ class ImportsDoNotFit(Rule):
         ),
     )
 
+    told_as = ("PEFT cannot be imported: the installed transformers lacks a name that it imports.",)
     examples = (
         Example(
             "broken",

@@ -73,6 +73,7 @@ class VersionRefused(Rule):
         Symptom(r"requires at least accelerate version|requires accelerate ?>="),
     )
 
+    told_as = ("The installed version of peft is too old for transformers.",)
     examples = (
         Example(
             "broken",

@@ -88,6 +88,7 @@ class QuantizedWeightsSharded(Rule):
             r".?3|fsdp)\b)(?=.*\b(?:fail\w*|memory|error|(?:not|n't) work\w*)\b).+"
         ),
     )
+    told_as = ("QLoRA with ZeRO-3 or FSDP does not work: quantized weights cannot be flattened.",)
     examples = (
         Example("broken", "tests/set_ups/deepspeed/zero3_8bit.yaml", depth="static"),
         Example(

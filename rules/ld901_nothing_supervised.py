@@ -59,6 +59,7 @@ class NothingSupervised(Rule):
         ),
         Symptom(r"\b(?:all|most|every)\b.{0,10}\b(?:labels?|tokens?)\b.{0,30}(?:-100|\bmasked\b)"),
     )
+    told_as = ("All labels are -100, nothing is trained and the loss is zero or NaN.",)
     examples = (
         Example(
             "broken",

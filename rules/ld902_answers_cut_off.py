@@ -66,6 +66,7 @@ class AnswersCutOff(Rule):
     descriptions = (
         Symptom(r"\btruncat\w+\b.{0,60}\b(?:answers?|completions?|responses?|labels?)\b"),
     )
+    told_as = ("Long answers are cut off by max_length.",)
     examples = (
         Example(
             "broken",

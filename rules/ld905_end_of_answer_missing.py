@@ -64,6 +64,7 @@ class EndOfAnswerMissing(Rule):
             weight=-1,
         ),
     )
+    told_as = ("The model never learned to stop: the training texts have no EOS token.",)
     examples = (
         Example(
             "broken",

@@ -67,6 +67,9 @@ class PaddingMasksEndOfAnswer(Rule):
             unless=r"\b(?:no|without)\b.{0,12}\bmask|\bunmasked\b",
         ),
     )
+    told_as = (
+        "The pad token is the EOS token, and the model does not generate EOS after training.",
+    )
     examples = (
         Example(
             "broken",

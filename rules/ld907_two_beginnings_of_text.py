@@ -49,6 +49,7 @@ class TwoBeginningsOfText(Rule):
             r"|duplicated)\b"
         ),
     )
+    told_as = ("Each row has two BOS tokens.",)
     examples = (
         Example(
             "broken",

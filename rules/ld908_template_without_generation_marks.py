@@ -52,6 +52,7 @@ class TemplateWithoutGenerationMarks(Rule):
         Symptom(r"The chat template is not training-compatible", "TRL"),
         Symptom(r"\bchat template does not contain `?\{% generation %\}"),
     )
+    told_as = ("The assistant mask is all zeros, the chat template has no generation tags.",)
     examples = (
         Example(
             "broken",

@@ -50,6 +50,7 @@ class AnswerChangedByTemplate(Rule):
             r".{0,30}(?:<think>|reasoning)"
         ),
     )
+    told_as = ("The chat template removes the reasoning from the answers.",)
     examples = (
         Example(
             "broken",

@@ -58,6 +58,10 @@ class GenerationStopsElsewhere(Rule):
             r"|won.t) (?:stop|end|terminate)|endless|without stopping|run on)"
         ),
     )
+    told_as = (
+        "After fine-tuning the model does not stop generating.",
+        "Generation never ends, it continues to the maximum number of tokens.",
+    )
     examples = (
         Example(
             "broken",

@@ -50,6 +50,7 @@ class PromptSupervised(Rule):
             r"|are) (?:also )?trained on"
         ),
     )
+    told_as = ("The loss is computed on the prompt as well.",)
     examples = (
         Example(
             "broken",

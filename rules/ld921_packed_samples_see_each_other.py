@@ -73,6 +73,7 @@ class PackedSamplesSeeEachOther(Rule):
     descriptions = (
         Symptom(r"\bpack(?:ed|ing)\b.{0,80}\b(?:contaminat|leak|attend|see each other)"),
     )
+    told_as = ("Packed samples attend to each other.",)
     examples = (
         Example(
             "broken",

@@ -81,6 +81,7 @@ class AccumulatedLossOutOfScale(Rule):
             r".{0,60}\bloss\b.{0,60}\b(?:scal|larger|times|wrong|high)"
         ),
     )
+    told_as = ("The loss is too large with gradient accumulation.",)
     examples = (
         Example(
             "broken",

@@ -96,6 +96,7 @@ class ColumnDropped(Rule):
             r"lator)\b)(?=.*\b(?:need\w*|missing|KeyError|lost|gone)\b).+"
         ),
     )
+    told_as = ("My own column is removed before it reaches the collator or the loss.",)
     examples = (
         Example(
             "broken",

@@ -80,6 +80,7 @@ class RowsDropped(Rule):
             r".{0,60}\b(?:too long|max_?(?:seq_?)?len\w*|cutoff_len|silently)"
         ),
     )
+    told_as = ("Only a few rows are left of my dataset, rows that are too long are dropped.",)
     examples = (
         Example(
             "broken",

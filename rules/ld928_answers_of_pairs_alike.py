@@ -58,6 +58,7 @@ class AnswersOfPairsAlike(Rule):
     descriptions = (
         Symptom(r"\bchosen\b.{0,20}\brejected\b.{0,40}\b(?:the same|identical|equal)\b"),
     )
+    told_as = ("In DPO the chosen and the rejected answers are the same, the loss stays at 0.693.",)
     examples = (
         Example(
             "broken",

@@ -58,10 +58,20 @@ class CompletionsRewardedAlike(Rule):
     name = "completions-rewarded-alike"
     summary = "All completions of a prompt get the same reward, whatever the model writes."
     depth = "static"
+    symptoms = (
+        # Each step that is logged; a healthy run has such steps among others.
+        Symptom(
+            r"'?frac_reward_zero_std'?: '?1(?:\.0+)?(?![.\d])",
+            "TRL",
+            context=r"'?grad_norm'?: '?0(?:\.0+)?(?![.\d])",
+            unless=r"'?frac_reward_zero_std'?: '?0",
+        ),
+    )
     descriptions = (
         Symptom(r"\bfrac_reward_zero_std\b.{0,20}\b1\b|\breward_std\b.{0,20}\b0(?:\.0+)?\b"),
         Symptom(r"\badvantages?\b.{0,20}\b(?:all|always)\b.{0,10}\b(?:0|zero)\b"),
     )
+    told_as = ("In GRPO reward and loss are zero, all completions get the same reward.",)
     examples = (
         Example(
             "broken",

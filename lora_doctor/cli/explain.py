@@ -20,7 +20,9 @@ from lora_doctor.engine.symptoms import (
     find_by_description,
     find_by_message,
     find_near,
+    is_told,
 )
+from lora_doctor.engine.told_in_words import Told, told_in_words
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.limits import LOG_CHARACTERS
 from lora_doctor.results.secrets import hidden
@@ -58,13 +60,14 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``line`` is what matched in the text, ``described`` whether that is a
-        description in words and no message."""
+        description in words and no message, ``like`` the sentence of the rule that it is like."""
         return {
             "matches": [
                 {
                     **_identity(match.rule),
                     "line": hidden(visible(match.line)),
                     "described": match.described,
+                    "like": match.like or None,
                 }
                 for match in self.matches
             ],
@@ -101,6 +104,8 @@ def explain(text: str, *, color: bool = False) -> str:
     matched = f"Matched {first.rule.code} in: {hidden(visible(_matched_line(text, first)))}"
     if first.described:
         matched = f"No error message recognised; by its description it may be {first.rule.code}"
+    if first.like:
+        matched += f": {hidden(visible(first.line))}, as in {visible(first.like)!r}"
     lines = [matched, *_here(text, first.rule), *_said_by(found.raised), ""]
     body = _render(first.rule, color)
     if others:
@@ -177,14 +182,29 @@ def explanation(text: str) -> Explanation:
         raised = None if matches or other else raised_message(text)
         if raised is not None:
             matches = find_by_message(raised.as_traceback(text), rules)
+        told: Sequence[Told] = ()
         if not matches and other is None and raised is None:
             matches = find_by_description(text, rules)
+            told = told_in_words(text, rules) if not matches and is_told(text) else ()
+            matches = matches or [_named_by_words(one) for one in told if one.is_named]
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
         near.sort(key=lambda one: one.knows_class_alone)
+        near += [_near_by_words(one) for one in told if not one.is_named]
     except LimitError as error:
         raise InputError(f"explain: {error}; give the last lines only") from None
     return Explanation(tuple(matches), tuple(near[:_NEAR]), other, raised)
+
+
+def _named_by_words(told: Told) -> Match:
+    line = ", ".join(repr(word) for word in told.words)
+    return Match(told.rule, line, 0, described=True, like=told.sentence)
+
+
+def _near_by_words(told: Told) -> NearMatch:
+    return NearMatch(
+        told.rule, ", ".join(told.words), "these words alone are too little to name it"
+    )
 
 
 def pasted(what: str) -> str:

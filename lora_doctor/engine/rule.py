@@ -103,6 +103,9 @@ class Rule(ABC):
     #: What users call this failure in words of their own, where they paste no message: searched
     #: for by ``explain`` alone, in a short text in which no message is known, whatever the case.
     descriptions: ClassVar[tuple[Symptom, ...]] = ()
+    #: The same in whole sentences, in plain words and not as patterns: ``explain`` compares a short
+    #: text with them, as with what the page says happens. For what users say otherwise than it.
+    told_as: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
     #: Whether the rule is asked last, for what no other rule has explained.
     is_fallback: ClassVar[bool] = False

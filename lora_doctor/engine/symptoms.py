@@ -68,6 +68,8 @@ class Match:
     position: int
     #: Found by a description in words, not by a message of a library.
     described: bool = False
+    #: The sentence of the rule that ``line`` was found to be like, if it was found so.
+    like: str = ""
 
     @property
     def knows_class_alone(self) -> bool:
@@ -103,7 +105,7 @@ def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
         LimitError: the text is one that the regular expressions take too long for.
     """
     with bounded(LOG):
-        return _likeliest(Pasted(text), [(rule, rule.symptoms) for rule in rules])
+        return _likeliest(_pasted(text), [(rule, rule.symptoms) for rule in rules])
 
 
 def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
@@ -113,14 +115,20 @@ def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
     Raises:
         LimitError: as for ``find_by_message``.
     """
-    if len(text) > _DESCRIPTION:
+    if not is_told(text):
         return []
     with bounded(LOG):
         pasted = Pasted(text, re.IGNORECASE)
-        if pasted.has_frames or _STEPS.search(pasted.text):
-            return []
         found = _likeliest(pasted, [(rule, rule.descriptions) for rule in rules])
     return [replace(match, described=True) for match in found]
+
+
+def is_told(text: str) -> bool:
+    """Whether a text is short, and neither a log nor a traceback: its words are somebody's own."""
+    if len(text) > _DESCRIPTION:
+        return False
+    pasted = Pasted(text)
+    return not pasted.has_frames and not _STEPS.search(pasted.text)
 
 
 def _likeliest(
@@ -148,7 +156,7 @@ def find_near(text: str, rules: Sequence[type[Rule]]) -> list[NearMatch]:
         LimitError: as for ``find_by_message``.
     """
     with bounded(LOG):
-        pasted = Pasted(text)
+        pasted = _pasted(text)
         found = []
         for rule in rules:
             for symptom in rule.symptoms:
@@ -165,6 +173,12 @@ def find_near(text: str, rules: Sequence[type[Rule]]) -> list[NearMatch]:
     for _, near in sorted(found, key=lambda item: item[0], reverse=True):
         nearest.setdefault(near.rule, near)
     return list(nearest.values())
+
+
+def _pasted(text: str) -> Pasted:
+    """A text to be searched for messages; what somebody quotes in a sentence of their own begins in
+    lower case as often as not."""
+    return Pasted(text, re.IGNORECASE if is_told(text) else 0)
 
 
 class Pasted:
