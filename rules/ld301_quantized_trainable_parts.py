@@ -70,9 +70,9 @@ class QuantizedTrainableParts(Rule):
     about_training = True
     symptoms = (
         Symptom(r"[Oo]nly Tensors of floating point (and complex )?dtype can require gradients"),
-        Symptom(r"element 0 of tensors does not require grad", weight=-2),
+        Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=-2),
         Symptom(
-            r"element 0 of tensors does not require grad",
+            r"element 0 of (?:tensors|variables) does not require grad",
             context=r"(?i)bitsandbytes|load_in_[48]bit|prepare_model_for_kbit|\bq?-?lora.{0,20}[48].?bit",
         ),
         Symptom(r"\w+_kernel\w*[\"'] not implemented for '(Byte|Char)'"),

@@ -76,9 +76,10 @@ class GradientCheckpointingWithoutGradients(Rule):
     )
     depth = "meta"
     symptoms = (
-        Symptom(r"element 0 of tensors does not require grad", weight=1),
+        Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=1),
+        Symptom(r"One of the differentiated Tensors does not require grad"),
         Symptom(
-            r"element 0 of tensors does not require grad",
+            r"element 0 of (?:tensors|variables) does not require grad",
             context=r"requires_grad=True|(?i:checkpoint)ing",
             weight=1,
         ),

@@ -65,7 +65,7 @@ class NotOnlyAdapters(Rule):
     summary = "No adapter is trainable, or weights other than adapters would be trained."
     depth = "meta"
     symptoms = (
-        Symptom(r"element 0 of tensors does not require grad"),
+        Symptom(r"element 0 of (?:tensors|variables) does not require grad"),
         Symptom(r"optimizer got an empty parameter list"),
         Symptom(r"trainable params:\s*0(?![.,\d])"),
         # As other programs than PEFT print it; and where nearly everything is trained.
@@ -74,7 +74,7 @@ class NotOnlyAdapters(Rule):
         Symptom(r"(?i)\bno trainable param\w*"),
         Symptom(r"cannot perform fine-tuning on purely quantized models"),
         Symptom(
-            r"element 0 of tensors does not require grad",
+            r"element 0 of (?:tensors|variables) does not require grad",
             context=r"trainable params:\s*0(?![.,\d])",
             weight=2,
         ),

@@ -63,7 +63,7 @@ class PatchAndAdapterMiss(Rule):
     name = "patch-and-adapter-miss"
     summary = "A patched method is not called under PEFT, or bypasses the adapter."
     depth = "tiny"
-    symptoms = (Symptom(r"element 0 of tensors does not require grad", weight=-1),)
+    symptoms = (Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=-1),)
     examples = (
         Example(
             "broken",

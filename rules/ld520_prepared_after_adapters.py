@@ -34,7 +34,7 @@ class PreparedAfterAdapters(Rule):
     summary = "prepare_model_for_kbit_training comes after the adapters and freezes them."
     depth = "static"
     symptoms = (
-        Symptom(r"element 0 of tensors does not require grad", weight=-1),
+        Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=-1),
         Symptom(r"trainable params:\s*0(?![.,\d])", weight=-1),
     )
     examples = (

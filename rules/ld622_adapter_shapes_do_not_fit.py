@@ -50,6 +50,9 @@ class AdapterShapesDoNotFit(Rule):
             r"size mismatch for base_model\.model\.\S*"
             r"(lora_|modules_to_save|embed|wte|lm_head|shared|score|classifier)"
         ),
+        Symptom(
+            r"in loading state_dict for Peft\w+:\s+size mismatch for (?!base_model\.)", weight=-1
+        ),
         Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-1),
     )
     told_as = (
