@@ -72,7 +72,10 @@ class TargetsReachOtherTowers(Rule):
         Symptom(r"\b(?:lora|adapters?) (?:to|on|in|into) the (?:vision|visual|vit|image|audio)\b"),
         Symptom(r"\ball-linear\b.{0,60}\b(?:vision|visual|vit|image|audio)\b"),
     )
-    told_as = ("LoRA was also added to the vision tower, which I did not want.",)
+    told_as = (
+        "LoRA was also added to the vision tower, which I did not want.",
+        "Parameters of the vision encoder are also trainable and have LoRA.",
+    )
     examples = (
         Example("broken", "arch:llava", {"target_modules": ["q_proj", "v_proj"]}),
         Example(

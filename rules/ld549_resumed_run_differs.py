@@ -99,6 +99,7 @@ class ResumedRunDiffers(Rule):
     told_as = (
         "After resuming from a checkpoint the loss is higher than before.",
         "Resuming does not restore the optimizer state.",
+        "After a restart the training loss jumps up, as if it began again.",
     )
     examples = (
         Example(

@@ -50,7 +50,11 @@ class PromptSupervised(Rule):
             r"|are) (?:also )?trained on"
         ),
     )
-    told_as = ("The loss is computed on the prompt as well.",)
+    told_as = (
+        "The loss is computed on the prompt as well.",
+        "The prompt is not masked: the labels of the instruction are not -100.",
+        "The loss is computed on all tokens, not on the answer only.",
+    )
     examples = (
         Example(
             "broken",

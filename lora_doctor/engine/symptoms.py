@@ -35,7 +35,10 @@ _TRACEBACK = "Traceback (most recent call last)"
 #: What transformers writes before it repeats the error of an import that it made late.
 _LOOK_UP = re.compile(r"\(look up to see its traceback\):\s*(?:[\w.]*(?:Error|Exception): )?$")
 #: The lines of a training that runs: losses as the Trainer and the frameworks log them.
-_STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=(?!0(?:\.0*)?(?!\d))\d|\btrain_runtime\b|\*+ Running training \*+")
+_STEPS = re.compile(
+    r"'(?:train_)?loss': '?\d|\bloss=(?!0(?:\.0*)?(?!\d))\d|\btrain_runtime\b"
+    r"|\*+ Running training \*+"
+)
 #: Colours of a terminal, with the escape character or, as some pages show them, without it.
 _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m")
 #: A path that a box around a traceback has cut in two.

@@ -20,7 +20,7 @@ from lora_doctor.engine.vocabulary import concepts_in, named, stems_in, tells_of
 
 #: From this likeness on a rule is named, and from this on it is said that it may be that one; set
 #: on texts that docs/explain.md counts.
-_NAMED, _MAYBE = 2.6, 1.7
+_NAMED, _MAYBE = 2.8, 1.7
 #: A rule that is less like the text than this share of the likeliest is not named beside it.
 _BESIDE = 0.85
 #: A concept counts so much, and a word so much.
