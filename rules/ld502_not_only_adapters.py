@@ -80,7 +80,7 @@ class NotOnlyAdapters(Rule):
         ),
     )
     descriptions = (Symptom(r"\b(?:0|zero|no) trainable param\w*"),)
-    told_as = ("The number of trainable parameters is zero.",)
+    told_as = ("There are zero trainable parameters: the optimizer has nothing that is trained.",)
     examples = (
         Example(
             "broken",

@@ -39,7 +39,7 @@ class PeftConfigForAdaptedModel(Rule):
         Symptom(r"\b(?:peft|lora|adapters?)\b.{0,30}\b(?:applied|wrapped) twice"),
         Symptom(r"\bget_peft_model\b.{0,80}\bpeft_config\b"),
     )
-    told_as = ("The trainer gets a model that is a PeftModel already and a peft_config as well.",)
+    told_as = ("The trainer refuses a peft_config, because its model is a PeftModel already.",)
     examples = (
         Example(
             "broken",

@@ -21,6 +21,8 @@ from lora_doctor.engine.vocabulary import concepts_in, named, stems_in, tells_of
 #: From this likeness on a rule is named, and from this on it is said that it may be that one; set
 #: on texts that docs/explain.md counts.
 _NAMED, _MAYBE = 2.8, 1.7
+#: A text of some words that is so near to a sentence (1 is the same) is that one, however short.
+_SAME, _FEW = 0.9, 3
 #: A rule that is less like the text than this share of the likeliest is not named beside it.
 _BESIDE = 0.85
 #: A concept counts so much, and a word so much.
@@ -115,9 +117,14 @@ def _alike(part: str, share: float, known: _Sentences) -> Iterator[Told]:
             likeness *= _UNCLEAR
         if sentence.rule.descriptions or sentence.rule.told_as:
             likeness *= _OFTEN_TOLD
+        if likeness < _MAYBE and share < 1:
+            continue
+        by_weight = sorted(alike, key=lambda term: (-known.weight(term), term))
+        words = _apart([shown[term] for term in by_weight])
+        if share == 1 and len(words) >= _FEW:
+            same = known.square(alike) / math.sqrt(lengths)
+            likeness = max(likeness, _NAMED * same / _SAME if same >= _SAME else 0.0)
         if likeness >= _MAYBE:
-            by_weight = sorted(alike, key=lambda term: (-known.weight(term), term))
-            words = _apart([shown[term] for term in by_weight])
             yield Told(sentence.rule, sentence.text, words, likeness, likeness >= _NAMED)
 
 
