@@ -28,7 +28,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``BuiltIn``, ``Stacked`` and ``StackedAdapter``.
 *Of a checkpoint that comes quantized*
     ``CheckpointQuantization``, what the installed libraries make of it: ``ReplacedLayers``, and
-    ``ErrorReport`` for what they raise.
+    ``ErrorReport`` for what they raise; ``PlainWeights``, what they make of weights that are not
+    quantized.
 *What was observed while the contract ran*
     ``NormReading`` (``EpsilonEffect``), ``ActivationReading``, ``AttentionReading``,
     ``UpdateReading``, ``SpacingReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
@@ -79,6 +80,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     had to learn from:
     ``StepGradients``, ``GradientsWithoutStep``, ``PreferencePairs``, ``Rewards``.
     ``AskedTrainer``: what the trainer's own class said of its arguments.
+*Of rows that are longer than the model takes*
+    ``LongRow``: a tiny model with all positions, on a row as long as the longest.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names; ``ChatTemplate``: what the template in
     its folder did with a short conversation.
@@ -272,6 +275,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.error_report import ErrorReport
     from lora_doctor.results.injection import LooseMatch
     from lora_doctor.results.loading import Loading
+    from lora_doctor.results.long_row import LongRow
     from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
     from lora_doctor.results.observations import (
         ActivationReading,
@@ -286,6 +290,7 @@ if TYPE_CHECKING:
         UnusedAdapterReading,
         UpdateReading,
     )
+    from lora_doctor.results.plain_weights import PlainWeights
     from lora_doctor.results.processes import EmptyWeights, Processes, SavedAdapter
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
@@ -384,12 +389,14 @@ _LAZY = {
         "results.error_report": ("ErrorReport",),
         "results.injection": ("LooseMatch",),
         "results.loading": ("Loading",),
+        "results.long_row": ("LongRow",),
         "results.memory_plan": ("MemoryPlan", "MemoryVariant"),
         "results.observations": (
             "ActivationReading", "AttentionReading", "ConnectionReading", "EpsilonEffect",
             "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
             "SpacingReading", "UnusedAdapterReading", "UpdateReading",
         ),
+        "results.plain_weights": ("PlainWeights",),
         "results.processes": ("EmptyWeights", "Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
@@ -471,6 +478,7 @@ __all__ = [
     "Launch",
     "Loading",
     "Location",
+    "LongRow",
     "LooseMatch",
     "Measurement",
     "MemoryPlan",
@@ -487,6 +495,7 @@ __all__ = [
     "Patch",
     "Pin",
     "Place",
+    "PlainWeights",
     "Precision",
     "PreferencePairs",
     "Processes",

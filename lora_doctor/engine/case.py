@@ -12,7 +12,13 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
-from lora_doctor.engine.child_tasks import REFUSED_TRAINER, ChildTasks, cost
+from lora_doctor.engine.child_tasks import (
+    LONG_ROW,
+    PLAIN_WEIGHTS,
+    REFUSED_TRAINER,
+    ChildTasks,
+    cost,
+)
 from lora_doctor.engine.evidence_store import evidence, kinds
 from lora_doctor.engine.limits import Checkpoint, TaskLimits
 from lora_doctor.engine.meta_evidence import MetaEvidence
@@ -29,6 +35,8 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.results.long_row import LongRow
+    from lora_doctor.results.plain_weights import PlainWeights
     from lora_doctor.results.refused_trainer import AskedTrainer
     from lora_doctor.static.adapter_values import AdapterValues
 
@@ -147,6 +155,45 @@ class Case(MetaEvidence):
             recipe,
             self._limits("tiny", recipe),
             trainer=trainer.to_json(),
+            made=self.tiny_model_file(recipe),
+        )
+
+    @evidence(of_recipe=True)
+    def long_row(self) -> LongRow:
+        """Whether the model takes a row as long as the longest of the training data."""
+        from lora_doctor.results.long_row import LongRow
+        from lora_doctor.supervision.row_length import length_as_trained
+
+        if self.settings.data is None:
+            raise EvidenceError("no training data was given (--data FILE)")
+        self._require("tiny")
+        recipe = self.recipe_in_full()
+        settings = self.static.tokenizer_config.value or {}
+        length = length_as_trained(self.supervision, recipe, settings)
+        self._progress(f"running a row of {length:,} tokens")
+        return self._tasks.gather(
+            LONG_ROW,
+            LongRow,
+            recipe,
+            self._limits("tiny", recipe),
+            length=length,
+            made=self.tiny_model_file(recipe),
+        )
+
+    @evidence(of_recipe=True)
+    def plain_weights(self) -> PlainWeights:
+        """What becomes of weights in floating point that are loaded with the quantization_config of
+        the checkpoint."""
+        from lora_doctor.results.plain_weights import PlainWeights
+
+        self._require("tiny")
+        recipe = self.recipe_in_full()
+        self._progress("loading plain weights with the checkpoint's quantization")
+        return self._tasks.gather(
+            PLAIN_WEIGHTS,
+            PlainWeights,
+            recipe,
+            self._limits("tiny", recipe),
             made=self.tiny_model_file(recipe),
         )
 

@@ -88,6 +88,18 @@ REFUSED_TRAINER = Task(
     "the trainer's own class, on a tiny model",
     "the trainer",
 )
+LONG_ROW = Task(
+    "long_row",
+    "lora_doctor.evidence.long_row:gather",
+    "a tiny model with as many positions as the real one, on a row as long as the longest",
+    "a row as long as the longest",
+)
+PLAIN_WEIGHTS = Task(
+    "plain_weights",
+    "lora_doctor.evidence.plain_weights:gather",
+    "a tiny model with plain weights, loaded with the checkpoint's quantization_config",
+    "weights in floating point under the checkpoint's quantization",
+)
 MEMORY_PLAN = Task(
     "memory_plan",
     "lora_doctor.memory_plan.gather:gather",

@@ -46,14 +46,13 @@ from lora_doctor.supervision.render import (
     tokens_of,
     why_not,
 )
+from lora_doctor.supervision.row_length import TRL_LENGTH
 from lora_doctor.supervision.rows import IGNORED, LossSettings, Row
 from lora_doctor.supervision.samples import NoSampleError, Sample, as_sample
 from lora_doctor.supervision.tokenizer import describe
 from lora_doctor.supervision.training_plan import training_plan
 from lora_doctor.text import single_line
 
-#: TRL's default for ``max_length``.
-TRL_LENGTH = 1024
 _OTHERS: tuple[LossOn, ...] = ("all", "assistant", "completion")
 #: Suffixes of config keys that hold the id of a place for a part of an image or a sound.
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index",
