@@ -80,6 +80,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     had to learn from:
     ``StepGradients``, ``GradientsWithoutStep``, ``PreferencePairs``, ``Rewards``.
     ``AskedTrainer``: what the trainer's own class said of its arguments.
+*Of a part of the model that gets adapters*
+    ``AdaptedPart``: what PEFT makes of it.
 *Of rows that are longer than the model takes*
     ``LongRow``: a tiny model with all positions, on a row as long as the longest.
 *What the checkpoint lacks*
@@ -266,6 +268,7 @@ if TYPE_CHECKING:
         compiled_before_adapters,
         loaded_onto_adapters,
     )
+    from lora_doctor.results.adapted_part import AdaptedPart
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.adapter_steps import AdapterSteps, StepFault
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
@@ -380,6 +383,7 @@ _LAZY = {
             "TrainedOn", "evaluated_on_trained", "labels_with_padding",
         ),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
+        "results.adapted_part": ("AdaptedPart",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.adapter_steps": ("AdapterSteps", "StepFault"),
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
@@ -431,6 +435,7 @@ __all__ = [
     "REMOVE",
     "TRAINER_STATE",
     "ActivationReading",
+    "AdaptedPart",
     "AdapterFiles",
     "AdapterLoading",
     "AdapterState",

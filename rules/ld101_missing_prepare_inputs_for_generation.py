@@ -22,7 +22,7 @@ from lora_doctor.rule_api import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Structure
+    from lora_doctor.rule_api import AdaptedPart, Structure
 
 METHOD = "prepare_inputs_for_generation"
 #: Taken from a GenerationMixin too, by the SEQ_2_SEQ_LM wrapper of PEFT to 0.18 at least.
@@ -135,6 +135,13 @@ class MissingPrepareInputsForGeneration(Rule):
             why="a plain nn.Module",
         ),
         Example(
+            "broken",
+            "tests/scripts/part_adapted.py",
+            depth="meta",
+            why="the decoder, without its head, is what gets the adapters",
+        ),
+        Example("healthy", "tests/scripts/part_adapted_plainly.py", depth="meta"),
+        Example(
             "healthy",
             "arch:llama",
             {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]},
@@ -151,7 +158,9 @@ class MissingPrepareInputsForGeneration(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        if case.reaches("meta") and case.has("structure"):
+        if case.has("program") and case.has("adapted_part"):
+            yield from self._part(case.adapted_part)
+        elif case.reaches("meta") and case.has("structure"):
             yield from self._loaded(case, case.structure)
         elif case.source.kind == "factory":
             yield from self._in_factory(case)
@@ -161,6 +170,29 @@ class MissingPrepareInputsForGeneration(Rule):
             _ = case.structure  # says why there is nothing to look at
         else:
             _ = case.remote_code
+
+    def _part(self, part: AdaptedPart) -> Iterator[Finding]:
+        """The part of the loaded model that a program hands to ``get_peft_model``."""
+        error = part.error
+        if error is None or not any(name in error.message for name in (METHOD, SEQ2SEQ_METHOD)):
+            return
+        yield self.finding(
+            "error",
+            f"{part.code} adapts the part {part.path}, a {part.class_name}, which is not a "
+            f"GenerationMixin, and the wrapper of its task_type needs one: {error.type}.",
+            location=Location("file", part.file, part.line),
+            evidence=(
+                Measurement("the call", part.code, f"{part.file}:{part.line}"),
+                Measurement("get_peft_model", str(error), f"{part.class_name} on the meta device"),
+            ),
+            proof=Proof("executed", "PEFT was given this part of the full-size class on the meta "
+                        "device"),
+            fixes=(
+                Fix("Leave task_type out of the config: the adapters are the same, without PEFT's "
+                    "generation helper. Or hand the whole model to get_peft_model.", "manual"),
+            ),
+            explains=CONSEQUENCES,
+        )  # fmt: skip
 
     def _in_factory(self, case: Case) -> Iterator[Finding]:
         """A factory whose model wraps a part of itself while it is being built."""

@@ -88,6 +88,12 @@ REFUSED_TRAINER = Task(
     "the trainer's own class, on a tiny model",
     "the trainer",
 )
+ADAPTED_PART = Task(
+    "adapted_part",
+    "lora_doctor.evidence.adapted_part:gather",
+    "the part of the model that the program adapts, handed to get_peft_model on the meta device",
+    "the part that gets adapters",
+)
 LONG_ROW = Task(
     "long_row",
     "lora_doctor.evidence.long_row:gather",

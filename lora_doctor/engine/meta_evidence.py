@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.child_tasks import (
+    ADAPTED_PART,
     ADAPTER_LOADING,
     ADAPTER_STEPS,
     CHAT_TEMPLATE,
@@ -24,6 +25,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from lora_doctor.results.adapted_part import AdaptedPart
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.adapter_steps import AdapterSteps
     from lora_doctor.results.chat_template import ChatTemplate
@@ -126,6 +128,29 @@ class MetaEvidence(WrittenEvidence):
             self.asked,
             self.settings.limits.of_meta(),
             check=lambda found: Recipe.from_json(found.recipe),
+        )
+
+    @evidence(of_recipe=True)
+    def adapted_part(self) -> AdaptedPart:
+        """What PEFT makes of the part that the program hands to ``get_peft_model``; raises where it
+        hands over the whole model."""
+        from lora_doctor.recipe.program.order import one_line
+        from lora_doctor.recipe.program.wrapping import adapted_part
+        from lora_doctor.results.adapted_part import AdaptedPart
+
+        found = adapted_part(self.program)
+        if found is None:
+            raise EvidenceError("the program hands no part of its model to get_peft_model")
+        self._require("meta")
+        call, path = found
+        place = call.place
+        return self._tasks.gather(
+            ADAPTED_PART,
+            AdaptedPart,
+            self.recipe_in_full(),
+            self.settings.limits.of_meta(),
+            path=path,
+            call={"code": one_line(call), "file": str(place.file), "line": place.line},
         )
 
     @evidence(of_recipe=True)

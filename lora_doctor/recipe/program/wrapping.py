@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from lora_doctor.recipe.program.objects import (
+    is_loader,
     is_none,
     is_saved_adapter,
     is_trainer,
@@ -46,3 +48,19 @@ def _compiled(value: Value | None) -> Call | None:
     if call is None or call.name != _COMPILES or not call.certain:
         return None
     return call if loader_of(call.value("model", 0)) is not None else None
+
+
+def adapted_part(setup: Setup) -> tuple[Call, str] | None:
+    """``get_peft_model(model.part, ...)``: the call, and the path from the model to the part; of a
+    program that loads one model and gives adapters to nothing else."""
+    wraps = [call for call in setup.program.calls if is_wrap(call)]
+    loads = [call for call in setup.program.calls if is_loader(call)]
+    if len(wraps) != 1 or len(loads) != 1 or loads[0].statement is None:
+        return None
+    adapted = wraps[0].argument("model", 0)
+    assigned = re.match(r"\s*(\w[\w.]*)\s*=[^=]", loads[0].statement.text)
+    if adapted is None or assigned is None or not wraps[0].certain:
+        return None
+    path = adapted.span.text.strip().removeprefix(f"{assigned[1]}.")
+    is_part = path != adapted.span.text.strip() and re.fullmatch(r"\w+(?:\.\w+)*", path)
+    return (wraps[0], path) if is_part else None
