@@ -137,6 +137,7 @@ class MissingPrepareInputsForGeneration(Rule):
         Example(
             "broken",
             "tests/scripts/part_adapted.py",
+            requires={"transformers": ">=4.50"},
             depth="meta",
             why="the decoder, without its head, is what gets the adapters",
         ),
