@@ -12,8 +12,8 @@ class AdapterCallRefused(Rule):
     """A script loads, combines, chooses or merges several adapters in a way that PEFT refuses.
 
     ## What happens
-    `add_weighted_adapter`, `set_adapter`, `delete_adapter`, `load_adapter` or a merge raises, after
-    the model and the adapters have been loaded.
+    `add_weighted_adapter`, `set_adapter`, `delete_adapter`, `load_adapter`, `hotswap_adapter` or a
+    merge raises, after the model and the adapters have been loaded.
 
     ## Why
     Adapters that are combined have to fit each other: equal ranks for `linear`, `ties` and their
@@ -43,6 +43,7 @@ class AdapterCallRefused(Rule):
         Symptom(r"Cannot unload multiple adapters that specify `?modules_to_save"),
         Symptom(r"add_weighted_adapter does not support targeting nn\.Parameter"),
         Symptom(r"Invalid combination_type|No matching LoRAs found"),
+        Symptom(r"Hot ?swapping the adapter did not succeed"),
         Symptom(r"Invalid type <class '\w+'> found in target_modules", context="add_weighted"),
         Symptom(r"math domain error|expected a nonnegative input", context="add_weighted_adapter"),
     )

@@ -91,6 +91,21 @@ def test_new_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("targets", "faults"), [("['q_proj', 'v_proj']", []), ("['q_proj']", ["refused"])]
+)
+@pytest.mark.skipif(Version(version("peft")) < Version("0.16"), reason="has no such function")
+def test_weights_of_another_adapter(targets: str, faults: list[str], tmp_path: Path) -> None:
+    """What is swapped in may have no layers that the adapter lacks."""
+    text = (
+        "from peft.utils.hotswap import hotswap_adapter\n"
+        f"model = get_peft_model(base, LoraConfig(r=1, target_modules={targets}))\n"
+        'hotswap_adapter(model, "{one}", "default")\n'
+    )
+    steps = steps_of(text, tmp_path, one="plain")
+    assert len(steps) == 2 and [one["kind"] for one in faults_of(steps)] == faults
+
+
+@pytest.mark.parametrize(
     ("named", "lost"), [("['one', 'two']", "two"), ("['two']", "two"), ("['one']", "")]
 )
 @pytest.mark.skipif(Version(version("peft")) < Version("0.16"), reason="an older PEFT refuses it")

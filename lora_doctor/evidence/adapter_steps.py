@@ -140,6 +140,10 @@ class _Run:
         elif method == "load_adapter":
             with _weights_of(step["folder"]):
                 self.model.load_adapter(step["folder"], *positional, **keywords, torch_device="cpu")
+        elif method == "hotswap_adapter":
+            swap = importlib.import_module("peft.utils.hotswap").hotswap_adapter
+            with _weights_of(step["folder"]):
+                swap(self.model, step["folder"], *positional, **keywords)
         elif method == "add_adapter":
             self.model.add_adapter(*positional[:1], peft_config=_new(step), **keywords)
         else:

@@ -31,14 +31,16 @@ from lora_doctor.static.program.values import Call, NotPlainError, Unknown, Valu
 #: Methods of a PEFT model that load, make, choose or merge adapters.
 _LOADS = "load_adapter"
 _ADDS = "add_adapter"
+#: A function that gives an adapter the weights of another one.
+_SWAPS = "hotswap_adapter"
 _METHODS = frozenset(
     {_LOADS, _ADDS, "add_weighted_adapter", "set_adapter", "delete_adapter", "merge_adapter",
      "unmerge_adapter", "merge_and_unload", "unload", "save_pretrained"}
 )  # fmt: skip
 #: Without one of these a program has one adapter, and what becomes of that is others' concern.
-_SEVERAL = frozenset({_LOADS, _ADDS, "add_weighted_adapter", "delete_adapter"})
+_SEVERAL = frozenset({_LOADS, _ADDS, _SWAPS, "add_weighted_adapter", "delete_adapter"})
 #: What is nothing without a saved adapter or a config.
-_NEEDS = frozenset({"from_pretrained", "get_peft_model", _LOADS, _ADDS})
+_NEEDS = frozenset({"from_pretrained", "get_peft_model", _LOADS, _ADDS, _SWAPS})
 #: Arguments that say how something is read or shown, or on which device.
 _ASIDE = frozenset(
     {"is_trainable", "subfolder", "torch_device", "ephemeral_gpu_offload", "autocast_adapter_dtype",
@@ -121,6 +123,8 @@ def _is_about(call: Call, wrap: Call) -> bool:
     """Whether a call is one about these adapters, or may be."""
     if call is wrap:
         return True
+    if call.method == _SWAPS:
+        return next(iter(wrappers(call.value("model", 0))), None) is wrap
     if isinstance(call.receiver, Unknown):
         return call.method in _METHODS - {"save_pretrained"}
     return call.method in _METHODS and next(iter(wrappers(call.receiver)), None) is wrap
@@ -136,7 +140,7 @@ def _step(call: Call, alone: bool) -> AdapterStep | None:
         return None
     places = _places(call)
     saved, config = None, None
-    if call.method in ("from_pretrained", _LOADS):
+    if call.method in ("from_pretrained", _LOADS, _SWAPS):
         saved = _saved(call, *places[-1])
     elif call.method in ("get_peft_model", _ADDS):
         config = _config(call.value(*places[-1]))
@@ -161,7 +165,7 @@ def _step(call: Call, alone: bool) -> AdapterStep | None:
 def _inner(call: Call, alone: bool) -> bool | None:
     """Whether the method is that of ``model.base_model``; ``None`` where it is of something else
     that was made of the model, or of what is not known."""
-    if call.method in ("from_pretrained", "get_peft_model"):
+    if call.method in ("from_pretrained", "get_peft_model", _SWAPS):
         return False
     if isinstance(call.receiver, Unknown):
         inside = re.fullmatch(rf"\w+\.{_INNER}", call.receiver.code) is not None
@@ -183,6 +187,7 @@ def _places(call: Call) -> tuple[tuple[str, int], ...]:
         "from_pretrained": (("model", 0), ("model_id", 1)),
         "get_peft_model": (("model", 0), ("peft_config", 1)),
         _LOADS: (("model_id", 0),),
+        _SWAPS: (("model", 0), ("model_name_or_path", 1)),
         _ADDS: (("peft_config", 1),),
         "save_pretrained": (("save_directory", 0),),
     }.get(call.method, ())
