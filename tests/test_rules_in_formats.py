@@ -105,10 +105,12 @@ def _pairs(sample: bool) -> list[SimpleNamespace]:
 
 
 def _is_file(example: Example) -> bool:
-    """Whether it is a recipe on a model that a file can name."""
+    """Whether it is a recipe on a model that a file can name, and leaves no targets to propose:
+    what a framework takes then is another set-up."""
     named = example.model.startswith("arch:") or (ROOT / example.model / "config.json").is_file()
     alone = not (example.script or example.installed or example.loaded or example.data)
-    return named and alone and bool(example.recipe) and occurs_here(example)
+    whole = "target_modules" in example.recipe or example.depth == "static"
+    return named and alone and whole and bool(example.recipe) and occurs_here(example)
 
 
 def _chosen() -> list[object]:
