@@ -109,6 +109,9 @@ def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
     wake_zero_weights(shrunk.model)
     if shrunk.batch is not None:
         fit_statistics(shrunk.model, shrunk.batch)
+    if hasattr(shrunk.model.config, "problem_type"):
+        # A forward with labels of ours has set which loss the head takes: the user's labels decide.
+        shrunk.model.config.problem_type = getattr(config, "problem_type", None)
     made = Path(tempfile.mkdtemp(dir=acting.session.models))
     model = shrunk.model if native is None else shrunk.model.to(native)
     if hasattr(model, "should_save_on_this_rank"):  # else only the first process saves weights
