@@ -44,6 +44,7 @@ class CombinedAdapterAltered(Rule):
             "broken",
             "tests/scripts/combined_of_dora.py",
             depth="meta",
+            requires={"peft": ">=0.16"},
             why="the magnitudes of DoRA are not combined",
         ),
         Example("healthy", "tests/scripts/combined_by_cat.py", depth="meta"),
