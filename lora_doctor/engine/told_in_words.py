@@ -22,7 +22,7 @@ from lora_doctor.engine.vocabulary import concepts_in, named, stems_in, tells_of
 #: on texts that docs/explain.md counts.
 _NAMED, _MAYBE = 2.8, 1.7
 #: A text of some words that is so near to a sentence (1 is the same) is that one, however short.
-_SAME, _FEW = 0.9, 3
+_SAME, _FEW = 0.97, 3
 #: A rule that is less like the text than this share of the likeliest is not named beside it.
 _BESIDE = 0.85
 #: A concept counts so much, and a word so much.
