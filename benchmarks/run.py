@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dry_run import PREPARATION, TRAINING  # beside this file
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT = [sys.executable, "-c", "import torch, transformers, peft"]
@@ -145,7 +146,8 @@ def tensors(sizes: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
 
 def cases(folder: Path) -> list[Case]:
     small = str(write_model(folder / "llama-1b", LLAMA_1B, weights=True))
-    large = str(write_model(folder / "llama-405b", LLAMA_405B, weights=False))
+    large = str(write_model(folder / "model", LLAMA_405B, weights=False))
+    (folder / "train.py").write_text(PREPARATION + TRAINING, encoding="utf-8")
     recipe = folder / "recipe.yaml"
     recipe.write_text(BAD_RECIPE, encoding="utf-8")
     return [
@@ -155,6 +157,7 @@ def cases(folder: Path) -> list[Case]:
         Case("check --depth meta, 1B", ("check", small, "--depth", "meta", "--no-cache"), 1.3),
         Case("check --depth meta, 405B", ("check", large, "--depth", "meta", "--no-cache"),
              1.3, 3 * GIB),
+        Case("dry-run of a Trainer script, 405B", ("dry-run", "train.py"), 2.5, 3 * GIB),
         Case("check (tiny), arch:llama", ("check", "arch:llama", "--no-cache"), 2.0),
         Case("the same question again, from the cache", ("check", "arch:llama"), 0.1),
         Case("check (tiny), to a 1B model's first step", ("check", "arch:llama", "--no-cache"), 0.5,
