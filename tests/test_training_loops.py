@@ -464,6 +464,30 @@ def test_gradients_reset_for_each_micro_batch_are_found(
     assert bool(list(discarded(ast.parse(text)))) is lost
 
 
+@pytest.mark.parametrize(
+    ("first", "seldom", "other"),
+    [
+        ("opt_d.zero_grad()", "opt_g.step()", "pass"),
+        ("net_d.zero_grad(); d_loss.backward(); opt_d.step()", "opt_g.step()", "pass"),
+        ("optimizer.zero_grad()", "report(); optimizer.step()", "optimizer.step()"),
+    ],
+)
+def test_a_step_now_and_then_beside_other_steps_accumulates_nothing(
+    first: str, seldom: str, other: str
+) -> None:
+    """Two optimizers that take turns, and a step in both branches, were taken for accumulation."""
+    text = f"""
+for i, batch in enumerate(loader):
+    {first}
+    model(**batch).loss.backward()
+    if i % 5 == 0:
+        {seldom}
+    else:
+        {other}
+"""
+    assert not list(discarded(ast.parse(text)))
+
+
 _NEVER = """
 import torch
 for batch in loader:
@@ -490,4 +514,31 @@ for batch in loader:
 def test_a_loop_without_any_reset_is_found(step: str, found: bool) -> None:
     """What may reset the gradients in another way, or in a file of the user's, is left alone."""
     text = _NEVER.format(step=step)
+    assert bool(list(never_reset(ast.parse(text), text, frozenset({"torch"})))) is found
+
+
+@pytest.mark.parametrize(
+    ("before", "found"), [("pass", True), ("model = build()", False), ("model = clone()", False)]
+)
+def test_a_step_in_a_function_that_a_loop_calls_is_read_with_the_loop(
+    before: str, found: bool
+) -> None:
+    """A new model for each round has no old gradients, wherever it is made."""
+    text = f"""
+import torch
+
+def build():
+    return AutoModel.from_pretrained("m")
+
+def clone():
+    return build()
+
+def train(model, batch):
+    model(**batch).loss.backward()
+    optimizer.step()
+
+for batch in loader:
+    {before}
+    train(model, batch)
+"""
     assert bool(list(never_reset(ast.parse(text), text, frozenset({"torch"})))) is found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_doctor.static.python_source import last_name, short_text, unparse, walk
@@ -41,7 +41,10 @@ class Discarded:
     #: Line and text of what accumulates: the condition of the step, or ``accumulate()``.
     since_line: int
     since_code: str
-    #: Whether that is ``accumulate()`` of accelerate, which has the number of micro-batches.
+    #: What is reset, such as ``optimizer``, in small letters.
+    owner: str
+    #: Whether it is accumulated by ``accumulate()`` of accelerate, which has the number of
+    #: micro-batches.
     by_accelerate: bool = False
 
 
@@ -62,10 +65,11 @@ def never_reset(tree: ast.Module, text: str, libraries: frozenset[str]) -> Itera
         for alias in node.names
         if _module(node, alias) not in libraries
     }
+    functions = {node.name: node for node in walk(tree) if isinstance(node, ast.FunctionDef)}
     for loop in walk(tree):
         if not isinstance(loop, _LOOPS):
             continue
-        calls = [node for node in walk(loop) if isinstance(node, ast.Call)]
+        calls = _calls(loop, functions)
         if any(last_name(call.func) in _MAKES or _first_part(call.func) in own for call in calls):
             continue
         steps = [call for call in calls if is_step(call)]
@@ -99,6 +103,18 @@ def is_step(call: ast.Call) -> bool:
     )
 
 
+def _calls(loop: ast.AST, functions: Mapping[str, ast.FunctionDef]) -> list[ast.Call]:
+    """The calls of a loop, with those of the functions of the same file that it calls by name."""
+    found = [node for node in walk(loop) if isinstance(node, ast.Call)]
+    followed: set[str] = set()
+    for call in found:  # which grows
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        if name in functions and name not in followed:
+            followed.add(name)
+            found += [node for node in walk(functions[name]) if isinstance(node, ast.Call)]
+    return found
+
+
 def _in_accumulate(node: ast.With) -> Iterator[Discarded]:
     """In a block of accelerate, which skips ``zero_grad()`` and ``step()`` until the last
     micro-batch: there it resets what the others have added."""
@@ -115,8 +131,25 @@ def _in_loop(loop: ast.For | ast.AsyncFor, ones: frozenset[str]) -> Iterator[Dis
     for node in loop.body:
         if not isinstance(node, ast.If) or not _is_now_and_then(node.test, ones):
             continue
-        if any(isinstance(one, ast.Call) and is_step(one) for one in walk(node)):
-            yield from _first_resets(loop.body[: loop.body.index(node)], node.test)
+        steps = [step for one in node.body for step in _steps(one)]
+        before = loop.body[: loop.body.index(node)]
+        if not steps or any(_steps(one) for one in (*before, *node.orelse)):
+            continue  # another step takes the gradients of some micro-batches
+        for found in _first_resets(before, node.test):
+            if any(_belongs(found.owner, step) for step in steps):
+                yield found
+
+
+def _steps(node: ast.AST) -> list[ast.Call]:
+    return [one for one in walk(node) if isinstance(one, ast.Call) and is_step(one)]
+
+
+def _belongs(owner: str, step: ast.Call) -> bool:
+    """Whether what is reset can be what a step changes: another optimizer's weights are not."""
+    if not _is_optimizer(owner):
+        return True  # of a model, whose weights any optimizer may have
+    assert isinstance(step.func, ast.Attribute)
+    return owner in {_last_part(one) for one in (step.func.value, *step.args)}
 
 
 def _first_resets(body: Sequence[ast.stmt], since: ast.expr) -> Iterator[Discarded]:
@@ -129,7 +162,8 @@ def _first_resets(body: Sequence[ast.stmt], since: ast.expr) -> Iterator[Discard
         elif reset is not None and any(
             isinstance(one, ast.Call) and _is_backward(one) for one in walk(node)
         ):
-            yield Discarded(reset.lineno, short_text(reset), since.lineno, short_text(since))
+            owner = _last_part(reset.func.value) if isinstance(reset.func, ast.Attribute) else ""
+            yield Discarded(reset.lineno, short_text(reset), since.lineno, short_text(since), owner)
             return
 
 
