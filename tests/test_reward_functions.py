@@ -20,6 +20,14 @@ def _code(text: str) -> RewardCode:
     [
         ("return [abs(20 - len(text)) for text in completions]", "abs(20 - len(text))"),
         ("return [float((len(c) - 9) ** 2) for c in completions]", "(len(c) - 9) ** 2"),
+        (
+            "out = []\n for c in completions:\n  out.append(abs(20 - len(c)))\n return out",
+            "abs(20 - len(c))",
+        ),
+        (
+            "out = []\n for c in completions:\n  out.append(abs(20 - len(c)))\n out.sort()\n return out",
+            "",
+        ),
         ("return [-abs(20 - len(text)) for text in completions]", ""),
         ("return [1 / (1 + abs(20 - len(text))) for text in completions]", ""),
         ("return [abs(score(text)) for text in completions]", ""),

@@ -36,17 +36,40 @@ def distance_rewarded(node: RewardCode) -> str:
     """The distance that a reward function returns as its reward, such as ``abs(20 - len(text))``:
     it grows the farther a completion is from what is meant. Empty where it is none, or not known.
     """
+    each = _each_reward(node)
+    if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "float" and each.args:
+        each = each.args[0]
+    return short_text(each) if each is not None and _is_distance(each) else ""
+
+
+def _each_reward(node: RewardCode) -> ast.expr | None:
+    """The one expression that gives the reward of each completion: that of the list which is
+    returned, or what a loop appends to it; ``None`` where there are several."""
+    inside = _inside(node)
     returned = (
         [node.body]
         if isinstance(node, ast.Lambda)
-        else [one.value for one in _inside(node) if isinstance(one, ast.Return)]
+        else [one.value for one in inside if isinstance(one, ast.Return)]
     )
-    if len(returned) != 1 or not isinstance(returned[0], ast.ListComp):
-        return ""
-    each = returned[0].elt
-    if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "float" and each.args:
-        each = each.args[0]
-    return short_text(each) if _is_distance(each) else ""
+    if len(returned) != 1:
+        return None
+    (given,) = returned
+    if isinstance(given, ast.ListComp):
+        return given.elt
+    if not isinstance(given, ast.Name):
+        return None
+    uses = [one for one in inside if isinstance(one, ast.Name) and one.id == given.id]
+    appended = [
+        one.args[0]
+        for one in inside
+        if isinstance(one, ast.Call)
+        and isinstance(one.func, ast.Attribute)
+        and one.func.attr == "append"
+        and getattr(one.func.value, "id", "") == given.id
+        and len(one.args) == 1
+    ]
+    # The list is made, appended to in one place and returned: nothing else changes a reward.
+    return appended[0] if len(appended) == 1 and len(uses) == 3 else None
 
 
 def _is_distance(node: ast.expr) -> bool:
