@@ -59,6 +59,10 @@ DONE = {
     "one was never active": ("model.merge_and_unload()\n", "plain", "plain", "", ["left-out"]),
     "both are named": (
         'model.merge_and_unload(adapter_names=["one", "two"])\n', "plain", "plain", "", []),
+    "one is named": (
+        'model.merge_and_unload(adapter_names=["one"])\n', "plain", "plain", "", []),
+    "one is deleted": (
+        'model.delete_adapter("two")\nmodel.merge_and_unload()\n', "plain", "plain", "", []),
     "each in its turn": (
         'model.set_adapter("two")\nmodel.merge_and_unload()\n', "plain", "plain", "", []),
     "saved before": (SAVED + "model.merge_and_unload()\n", "plain", "plain", "", []),

@@ -78,6 +78,8 @@ class _Run:
     known: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     combined: set[str] = field(default_factory=set)
+    #: Adapters that the program has deleted itself.
+    deleted: set[str] = field(default_factory=set)
 
     def all(self, steps: Sequence[Mapping[str, Any]]) -> int:
         """Makes the calls up to the first that fails; how many were made."""
@@ -109,12 +111,14 @@ class _Run:
             result = self._call(step)
         except Exception as error:
             raise _RefusedError(error) from error
+        self.deleted |= before - set(self.model.peft_config)
         self.known += [one for one in self.model.peft_config if one not in before]
         if method == _COMBINES:
             self.combined |= set(self.model.peft_config) - before
             self.faults += altered
         if method == "merge_and_unload":
-            self.faults += self._left_out(number)
+            if self._argument(step, "adapter_names", None) is None:  # else it is a choice
+                self.faults += self._left_out(number)
             self.faults += _whole_left_out(number, merged, whole, result)
         elif method == "merge_adapter":
             self.faults += self._not_applied(number)
@@ -167,7 +171,7 @@ class _Run:
 
     def _left_out(self, number: int) -> Iterator[StepFault]:
         """Adapters that were loaded and then taken off, and that nothing has used before."""
-        idle = [name for name in self.known if name not in self.used]
+        idle = [name for name in self.known if name not in self.used | self.deleted]
         if idle:
             merged = tuple(sorted(self.used & set(self.known)))
             yield StepFault(number, "left-out", tuple(idle), "taken off", merged=merged)

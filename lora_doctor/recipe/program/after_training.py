@@ -27,6 +27,10 @@ from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Call, Known, Thing, Value
 
 _MERGES = ("merge_and_unload", "unload")
+#: The files of an adapter by name, or calls that take files away.
+_OWN_FILES = re.compile(
+    r"adapter_config|\b(?:rmtree|unlink)\(|\bos\.(?:remove|rename|replace)\(|\bshutil\.move\("
+)
 _SAVES = ("save_pretrained", "push_to_hub")
 #: Every place that sets it.
 _SETTING = re.compile(r"\.requires_grad(?:_\(|\s*=(?!=))")
@@ -55,8 +59,8 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
 
 def merged_into_adapter_folder(setup: Setup) -> Iterator[Slip]:
     """``save_pretrained`` of a merged model into the folder from which its adapter was loaded; not
-    where the program handles the adapter's own files."""
-    if any("adapter_config" in unit.python for unit in setup.program.units):
+    where the program handles the adapter's own files, or takes files away."""
+    if any(_OWN_FILES.search(unit.python) for unit in setup.program.units):
         return
     for call in setup.program.calls:
         before = list(makers(call.receiver))
