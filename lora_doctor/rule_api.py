@@ -66,6 +66,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
     checkpoints that it resumes from, and ``without_state``, those without ``TRAINER_STATE``;
+    ``untrusted_code``: what it loads that needs code of its folder (``UntrustedCode``);
     ``may_initialise``: whether it may call a function of PEFT that makes an initialisation;
     ``blind_rewards``, ``distances_rewarded`` and ``refused_rewards`` (``RefusedReward``): reward
     functions that read no completion, return a distance, or are called with other arguments;
@@ -264,6 +265,7 @@ if TYPE_CHECKING:
         evaluated_on_trained,
         labels_with_padding,
     )
+    from lora_doctor.recipe.program.untrusted_code import UntrustedCode, untrusted_code
     from lora_doctor.recipe.program.wrapping import (
         compiled_before_adapters,
         loaded_onto_adapters,
@@ -382,6 +384,7 @@ _LAZY = {
         "recipe.program.training_rows": (
             "TrainedOn", "evaluated_on_trained", "labels_with_padding",
         ),
+        "recipe.program.untrusted_code": ("UntrustedCode", "untrusted_code"),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
         "results.adapted_part": ("AdaptedPart",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
@@ -546,6 +549,7 @@ __all__ = [
     "TrainingScript",
     "TrainingSignal",
     "UnknownArgument",
+    "UntrustedCode",
     "UnusedAdapterReading",
     "UpdateReading",
     "Use",
@@ -640,6 +644,7 @@ __all__ = [
     "unknown_arguments",
     "unmatched_entries",
     "unmatched_targets",
+    "untrusted_code",
     "without_lookahead",
     "without_state",
 ]
