@@ -51,7 +51,7 @@ class SettingFailsInTraining(Rule):
     divide the rank and the width), `'ShadowCarrier' object has no attribute 'view'` (Shadow with
     the names of linear layers: it wraps whole blocks), `index_copy_(): Expected a long tensor`
     (`trainable_token_indices: []`). Or nothing is raised, and every gradient is zero: FourierFT
-    with `scaling: 0`, VeRA with `d_initial: 0`.
+    with `scaling: 0`, VeRA with `d_initial: 0`, LoRA with `lora_alpha: 0` or `lora_dropout: 1.0`.
 
     ## Why
     PEFT looks at some settings when the config is made, and uses others only in the forward of the
@@ -117,6 +117,17 @@ class SettingFailsInTraining(Rule):
             {"peft_type": "SHADOW", "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"},
             {"peft": ">=0.21"},
             why="it wraps whole blocks, all of them where none is named",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "lora_alpha": 0, "task_type": "CAUSAL_LM"},
+            why="LoRA's scaling is zero",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "lora_dropout": 0.9, "task_type": "CAUSAL_LM"},
         ),
         Example(
             "healthy",

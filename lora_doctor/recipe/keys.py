@@ -78,7 +78,7 @@ KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey("r", "adapter", form.rank, Option("LoRA rank.", "N", int), aliases=("rank",)),
     RecipeKey(
-        "lora_alpha", "adapter", form.positive_number,
+        "lora_alpha", "adapter", form.number_from_zero,
         Option("LoRA alpha.", "X", float, read=whole_where_possible),
         aliases=("alpha",),
     ),

@@ -64,9 +64,9 @@ def number_from_zero(value: Any) -> float | int:
 
 
 def probability(value: Any) -> float | int:
-    """A number from 0 up to, not including, 1: PEFT refuses a dropout of 1."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError("is a number from 0 up to, not including, 1")
+    """A number from 0 to 1."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError("is a number from 0 to 1")
     return value  # type: ignore[no-any-return]
 
 
