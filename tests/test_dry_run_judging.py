@@ -426,3 +426,17 @@ def test_of_a_large_batch_of_texts_the_rows_are_kept_that_tell_most(
         "attention_mask": len(kept), "labels": len(kept)
     }  # fmt: skip
     assert found["num_items"] is batch["num_items"]
+
+
+def test_an_unknown_rule_is_told_before_the_command_runs(tmp_path: Path) -> None:
+    """A dry run takes minutes; a mistyped code came to light when it was over."""
+    from lora_doctor.dry_run.judge import DryRunOptions
+    from lora_doctor.dry_run.judge import dry_run as run
+    from lora_doctor.errors import InputError
+
+    ran = tmp_path / "ran"
+    script = tmp_path / "train.py"
+    script.write_text(f"open({str(ran)!r}, 'w').close()\n")
+    with pytest.raises(InputError, match="XX9"):
+        run([sys.executable, str(script)], DryRunOptions(check={"select": ["XX9"]}))
+    assert not ran.exists()

@@ -30,6 +30,7 @@ from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.limits import DEFAULT_MEMORY
+from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.guest.session import Session
 from lora_doctor.recipe.recipe import Recipe
@@ -70,10 +71,13 @@ def dry_run(
     ``started`` is told the words of the command before it runs.
 
     Raises:
-        InputError: the command cannot be run, or a guest cannot be in it; nothing was run then.
+        InputError: the command cannot be run, a guest cannot be in it, or the options select rules
+            that are not there; nothing was run then.
     """
     began = time.perf_counter()
     command = commands.command_of(words)
+    if any(options.check.get(key) for key in ("select", "ignore", "rules")):
+        _rules(options.check)  # a slip there is told before the command has run for minutes
     run = _run_once(command, options, progress, started, widths=False)
     if has_real_widths(run.captured):
         progress("running the command again: its own code has the widths of the real model")
@@ -197,15 +201,25 @@ def _really_ran(captured: Captured) -> dict[str, str]:
     return found
 
 
-def _diagnose(
-    captured: Captured, found: _Outcome, options: DryRunOptions, progress: Callable[[str], None]
-) -> Diagnosis:
-    given = options.check
+def _rules(given: CheckOptions) -> tuple[Sequence[type[Rule]], registry.RuleSelection]:
+    """All rules, and which of them are asked.
+
+    Raises:
+        InputError: an option names no rule, or a folder with none.
+    """
     rules = registry.find_rules(Path(folder) for folder in given.get("rules", ()))
     selection = registry.RuleSelection(
         tuple(given.get("select", ())), tuple(given.get("ignore", ()))
     )
     registry.check_selection(selection, rules)
+    return rules, selection
+
+
+def _diagnose(
+    captured: Captured, found: _Outcome, options: DryRunOptions, progress: Callable[[str], None]
+) -> Diagnosis:
+    given = options.check
+    rules, selection = _rules(given)
     recipe = captured.recipe()
     source = _source(captured)
     # Where the guest saw everything, no child has to import torch once more.
