@@ -170,6 +170,7 @@ def train(model_name, rank):
     for batch in []:
         model(**batch).loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,17 @@ NUMBER = {
 }
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
-    ModelSource: ("module", "snapshot", "preferred_class", "adapter", "script", "out_of_reach"),
+    ModelSource: (
+        "module",
+        "snapshot",
+        "preferred_class",
+        "adapter",
+        "rows",
+        "entries",
+        "unknown_entries",
+        "script",
+        "out_of_reach",
+    ),
     Recipe: ("file", "written"),
     SetUp: ("read",),
 }
