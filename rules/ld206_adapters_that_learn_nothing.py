@@ -26,7 +26,7 @@ from lora_doctor.rule_api import (
     require_named_layers,
     targets_without,
 )
-from lora_doctor.rules._ablation import with_edits
+from lora_doctor.rules._ablation import holds, with_edits
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import UnusedAdapterReading
@@ -174,6 +174,8 @@ class AdaptersThatLearnNothing(Rule):
             raise EvidenceError(
                 "the training contract stopped before all gradients had been counted"
             )
+        if case.recipe.peft_type != "LORA" and holds(seen, ("gradients",)):
+            return  # what gets none is left over by the method itself, such as Shadow's last state
         unused = seen.observations.unused_adapters
         learning = any(group.with_gradient for group in seen.adapters)
         if not learning and not (unused and all(one.why == "no-grad" for one in unused)):
