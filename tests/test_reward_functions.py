@@ -25,7 +25,7 @@ def _code(text: str) -> RewardCode:
             "abs(20 - len(c))",
         ),
         (
-            "out = []\n for c in completions:\n  out.append(abs(20 - len(c)))\n out.sort()\n return out",
+            "out = []\n for c in completions: out.append(abs(2-len(c)))\n out.sort()\n return out",
             "",
         ),
         ("return [-abs(20 - len(text)) for text in completions]", ""),
