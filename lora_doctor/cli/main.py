@@ -7,6 +7,7 @@ findings; 2 the question could not be answered, or not at that depth.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 import click
@@ -74,9 +75,10 @@ def _refused(error: click.ClickException) -> int:
 
 def _interrupted(by: BaseException | None, own: bool) -> int:
     if isinstance(by, EndedBySignal):
-        code = _say(f"ended by {by}", 128 + by.number)
-        return end_by(by.number) if own else code
-    return _say("interrupted", 130)
+        number, code = by.number, _say(f"ended by {by}", 128 + by.number)
+    else:
+        number, code = signal.SIGINT, _say("interrupted", 128 + signal.SIGINT)
+    return end_by(number) if own and isinstance(by, KeyboardInterrupt) else code
 
 
 def _say(text: str, code: int) -> int:
