@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,24 @@ def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path)
     assert told["key at fault"] == "target_modules"
     assert told["target_modules is set"] == f"wrong_name.py:{call - 1}"
     assert first["fixes"], "what the rule offers stays"
+
+
+@pytest.mark.skipif(
+    version("transformers").startswith("4."), reason="this transformers accepts both arguments"
+)
+def test_of_two_findings_of_a_rule_the_one_that_was_raised_is_told(place: Path) -> None:
+    """Each is an argument that is not accepted; the script came to the first."""
+    script = place / "trainer_peft.py"
+    text = script.read_text().replace("bf16=True,", 'evaluation_strategy="no",')
+    script.write_text(text.replace("model=model,\n", "model=model,\n        tokenizer=None,\n"))
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report)[:2] == ["LD523", "LD523"]
+    told, other = (
+        {measure["what"]: str(measure["value"]) for measure in finding["evidence"]}
+        for finding in report["findings"][:2]
+    )
+    assert told["argument"] == "evaluation_strategy" and "evaluation_strategy" in told["exception"]
+    assert other["argument"] == "tokenizer" and "exception" not in other
 
 
 def test_a_failure_that_no_rule_knows_is_told_once(place: Path) -> None:

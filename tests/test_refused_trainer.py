@@ -118,3 +118,45 @@ def test_the_trainer_of_a_model_of_pictures(tmp_path: Path) -> None:
         diagnosis = lora_doctor.check(str(path), depth="tiny", select=["LD550"])
         assert ("LD550" in [one.rule for one in diagnosis.findings]) is refused
         assert ("LD550" in diagnosis.passed) is not refused
+
+
+QUANTIZED = """\
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+model = AutoModelForCausalLM.from_pretrained(
+    "FOLDER", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+)
+config = LoraConfig(r=4, target_modules=["qkv_proj"], task_type="CAUSAL_LM")
+trainer = KINDTrainer(model, args=KINDConfig("out", HALF=True), train_dataset=load(),
+                      peft_config=config)
+LAST
+trainer.train()
+"""
+CASTS = """\
+for weight in trainer.model.parameters():
+    if weight.requires_grad:
+        weight.data = weight.data.to(torch.float32)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "half", "last", "found"),
+    [
+        ("SFT", "fp16", "", True),
+        ("DPO", "fp16", "", True),
+        ("SFT", "fp16", CASTS, False),
+    ],
+)
+def test_adapters_that_the_trainer_casts_under_a_scaler(
+    tmp_path: Path, kind: str, half: str, last: str, found: bool
+) -> None:
+    """TRL's trainers cast the adapters of a quantized model to bfloat16, whatever fp16 says."""
+    path = tmp_path / "train.py"
+    folder = Path(__file__).resolve().parents[1] / "examples" / "phi3-mini"
+    text = QUANTIZED.replace("FOLDER", str(folder)).replace("KIND", kind).replace("HALF", half)
+    path.write_text(text.replace("LAST", last), encoding="utf-8")
+    findings = lora_doctor.check(str(path), depth="tiny", select=["LD421"]).findings
+    assert [one.rule for one in findings] == ["LD421"] * found

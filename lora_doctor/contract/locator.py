@@ -146,7 +146,8 @@ def is_finite(tensor: Any) -> bool:
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
     if not plain or not tensor.numel():
         return bool(torch.isfinite(tensor).all())
-    return bool(torch.isfinite(torch.stack(tensor.detach().aminmax())).all())
+    # Not one stacked tensor: autocast's stack on a CPU refuses the other half precision.
+    return all(bool(torch.isfinite(end)) for end in tensor.detach().aminmax())
 
 
 @contextmanager

@@ -69,8 +69,19 @@ def _cause(
     for one in findings:
         if failed.intersection(one.explains):
             return one
-    codes = {one.rule: one for one in findings}
-    return next((codes[code] for code in _with_symptom(error, rules) if code in codes), None)
+    for code in _with_symptom(error, rules):
+        of_rule = [one for one in findings if one.rule == code]
+        if of_rule:
+            return next((one for one in of_rule if _is_named(one, error)), of_rule[0])
+    return None
+
+
+def _is_named(finding: Finding, error: ScriptError) -> bool:
+    """Whether the message quotes what this finding, of several of its rule, is about."""
+    return any(
+        isinstance(measure.value, str) and f"'{measure.value}'" in error.message
+        for measure in finding.evidence
+    )
 
 
 def _with_symptom(error: ScriptError, rules: Sequence[type[Rule]]) -> list[str]:

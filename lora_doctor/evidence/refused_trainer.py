@@ -7,6 +7,7 @@ own and a plain adapter: only what these rows alone do not raise is an answer.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -23,8 +24,9 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.evidence.reload import quantized, saved
 from lora_doctor.evidence.tokenizer import load_tokenizer
-from lora_doctor.model import loading
+from lora_doctor.model import loading, training_setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.refused_trainer import AskedTrainer
 from lora_doctor.sandbox.memory import is_out_of_memory
@@ -81,9 +83,30 @@ def gather(
         maker = _Maker(cls, trainer, shrunk.model, fitted, folder)
         maker = maker.with_classes(trainer.get("classes"))
         found = _asked(maker)
+        if not found.message and fitted.quantized:
+            found = dataclasses.replace(found, trained=_trained_if_quantized(maker))
         if not found.message and trainer.get("rows"):
             found = _asked_with_rows(maker, source, found)
         return dataclasses.asdict(found)
+
+
+def _trained_if_quantized(maker: _Maker) -> dict[str, int]:
+    """Dtypes of what the trainer trains of the model as the recipe quantizes it; empty where that
+    cannot be made here. What the trainer refuses is asked on a model in float32."""
+    try:
+        with saved(maker.model) as folder:
+            model = quantized(type(maker.model), folder, maker.recipe, "", "cpu")
+        model = training_setup.for_kbit_training(model, maker.recipe)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return {}
+    asked = dataclasses.replace(maker, model=model).asked
+    trained: dict[str, int] = {}
+    for rows in _datasets(maker.cls):
+        if _answer(lambda rows=rows: trained.update(asked(rows))) is None:
+            break
+    return trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +138,8 @@ class _Maker:
         config = peft.LoraConfig(target_modules=[_a_linear(self.model)])
         self._make(rows, arguments, config, self._needed())
 
-    def asked(self, rows: Any) -> None:
-        """As the script has it."""
+    def asked(self, rows: Any) -> dict[str, int]:
+        """As the script has it. Returns the dtypes of what the trainer trains."""
         made = self.trainer["arguments"]
         values = {} if made is None else made["values"]
         kept = {name: value for name, value in values.items() if not _LEFT_OUT.fullmatch(name)}
@@ -127,9 +150,9 @@ class _Maker:
         given = {**self._needed(), **{name: self._other(name) for name in self.trainer["given"]}}
         if self.trainer["by_name"]:
             given.pop("quantization_config", None)  # it is for the loading that was done already
-        self._make(rows, arguments, None, given)
+        return _trained_dtypes(self._make(rows, arguments, None, given).model)
 
-    def _make(self, rows: Any, arguments: Any, config: Any, given: dict[str, Any]) -> None:
+    def _make(self, rows: Any, arguments: Any, config: Any, given: dict[str, Any]) -> Any:
         model = copy.deepcopy(self.model)
         known = inspect.signature(self.cls.__init__).parameters
         if given.pop("ref_model", None) is not None:
@@ -147,6 +170,7 @@ class _Maker:
             given[name] = _processor(given[name])
         made = self.cls(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **given)
         made.create_optimizer()
+        return made
 
     def _arguments_class(self) -> str:
         made = self.trainer["arguments"]
@@ -175,6 +199,7 @@ class _Maker:
 def _asked(maker: _Maker) -> AskedTrainer:
     found: list[tuple[str, str, str]] = []
     taken = 0
+    trained: dict[str, int] = {}
     ranking = maker.with_classes(1)  # the head of a reward model
     for rows in _datasets(maker.cls):
         if _answer(lambda rows=rows: maker.plain(rows)) is not None and (
@@ -182,7 +207,7 @@ def _asked(maker: _Maker) -> AskedTrainer:
         ):
             continue  # rows that this trainer does not take
         taken += 1
-        answer = _answer(lambda rows=rows: maker.asked(rows))
+        answer = _answer(lambda rows=rows: trained.update(maker.asked(rows)))
         if answer is None:
             found.clear()
             break
@@ -192,8 +217,17 @@ def _asked(maker: _Maker) -> AskedTrainer:
     package = release(maker.cls.__module__.partition(".")[0])
     first = found[0] if found else ("", "", "")
     if len(found) < taken or any(one != first for one in found) or not _is_an_answer(first):
-        return AskedTrainer(package, taken)
+        return AskedTrainer(package, taken, trained=trained)
     return AskedTrainer(package, taken, *first)
+
+
+def _trained_dtypes(model: Any) -> dict[str, int]:
+    """Parameters that are trained, by dtype."""
+    counts: collections.Counter[str] = collections.Counter()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return dict(counts)
 
 
 def _asked_with_rows(

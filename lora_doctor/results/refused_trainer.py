@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,6 @@ class AskedTrainer:
     raised_at: str = ""
     #: Whether it is raised for the rows of the program alone, with the model's own tokenizer.
     of_rows: bool = False
+    #: Dtypes of the weights that it trains, each with its number of parameters, after the trainer
+    #: was made: some trainers cast them. Empty where it was not made as the program has it.
+    trained: Mapping[str, int] = field(default_factory=dict)
