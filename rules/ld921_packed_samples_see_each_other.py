@@ -48,9 +48,9 @@ class PackedSamplesSeeEachOther(Rule):
 
     ## Why
     Restarting position ids mark where samples begin, and only some attention implementations use
-    them: flash attention always, transformers' own masks only from 4.53 on and without an
-    `attention_mask`. Layers with a recurrent state (Mamba and similar) carry it across the boundary
-    unless they get the boundaries.
+    them: flash attention always, transformers' own masks only from 4.53 on, without an
+    `attention_mask` and without a cache, which the Trainer turns off from 5.0 on. Layers with a
+    recurrent state (Mamba and similar) carry it across the boundary unless they get the boundaries.
 
     Found by execution: in a batch of the run the tokens of the first sample are reordered, and the
     logits of the second sample change.
@@ -60,7 +60,8 @@ class PackedSamplesSeeEachOther(Rule):
 
     ## Fix
     Flash attention; or a collator that returns `position_ids` and no `attention_mask` (transformers
-    4.53 and later); or no packing. It changes what the model learns.
+    4.53 and later), with `model.config.use_cache = False` up to 4.57 and in loops of your own; or
+    no packing. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/reducing_memory_usage
@@ -83,11 +84,18 @@ class PackedSamplesSeeEachOther(Rule):
             why="an attention mask of ones makes the model ignore where positions begin anew",
         ),
         Example(
-            "healthy",
+            "broken",
             "",
             script=MODEL + _PACKED.replace("MASK", "pass"),
+            requires={"transformers": ">=4.53,<5"},
+            why="beside the cache that a forward keeps unless it is told not to",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL + "model.config.use_cache = False\n" + _PACKED.replace("MASK", "pass"),
             requires={"transformers": ">=4.53"},
-            why="positions alone are read as borders",
+            why="positions alone are read as borders; 4.x reads them where there is no cache",
         ),
     )
 
@@ -98,9 +106,11 @@ class PackedSamplesSeeEachOther(Rule):
         if packed is None or not packed.seen or "flash" in asked:
             return
         source = "the model of the run, on one of its batches"
-        mask = "attention_mask" in packed.arguments
-        fixes = [Fix("Do not return attention_mask for packed batches.", "manual")] if mask else []
-        fixes.append(Fix("Use flash attention for packed batches, or do not pack.", "manual"))
+        fixes = [Fix("Use flash attention for packed batches, or do not pack.", "manual")]
+        if packed.by_cache:
+            fixes.insert(0, Fix("Train without a cache: model.config.use_cache = False.", "manual"))
+        elif "attention_mask" in packed.arguments:
+            fixes.insert(0, Fix("Do not return attention_mask for packed batches.", "manual"))
         yield self.finding(
             "warning",
             f"{packed.samples} samples are packed into one row of {packed.tokens:,} tokens, "

@@ -52,11 +52,22 @@ class PackedSamples:
     size: float
     #: What else forward was called with.
     arguments: tuple[str, ...] = ()
+    #: The largest change in a forward that keeps no cache; ``None`` where that was not tried.
+    without_cache: float | None = None
 
     @property
     def seen(self) -> bool:
         """Whether a sample sees the one before it."""
-        return self.change > 1e-5 * self.size
+        return self._is_change(self.change)
+
+    @property
+    def by_cache(self) -> bool:
+        """Whether it does so because the forward keeps a cache, and only then."""
+        other = self.without_cache
+        return self.seen and other is not None and not self._is_change(other)
+
+    def _is_change(self, change: float) -> bool:
+        return change > 1e-5 * self.size
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the attention (or the state of a recurrent layer) reaches across the border.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,14 @@ def look(acting: Acting, model: Any, batch: Mapping[str, Any]) -> None:
     if border is None:
         return
     line, start, samples = border
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    without = {**given, "use_cache": False} if _takes_cache(model) else None
+    if without is not None and getattr(model, "is_gradient_checkpointing", False):
+        given = without  # as transformers does in training, and not where it evaluates
     with acting.ours(), evaluating(model):
         try:
-            change, size = _change(model, batch, line, start)
+            change, size = _change(model, given, line, start)
+            bare, _ = _change(model, without or given, line, start)
         except Exception as error:  # noqa: BLE001 - a forward of the user's own
             acting.journal.tell("packed", why=f"{type(error).__name__}: {error}"[:300])
             return
@@ -36,6 +42,7 @@ def look(acting: Acting, model: Any, batch: Mapping[str, Any]) -> None:
         tokens=int(batch["input_ids"].shape[-1]),
         change=change,
         size=size,
+        without_cache=bare,
         arguments=sorted(name for name in batch if name not in ("input_ids", "labels")),
     )
 
@@ -56,11 +63,17 @@ def _border(batch: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return None
 
 
-def _change(model: Any, batch: Mapping[str, Any], line: int, start: int) -> tuple[float, float]:
+def _takes_cache(model: Any) -> bool:
+    """Whether forward of the model itself can be told to keep no cache, beside which transformers
+    up to 4.57 does not look for borders."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "use_cache" in inspect.signature(base.forward).parameters
+
+
+def _change(model: Any, given: Mapping[str, Any], line: int, start: int) -> tuple[float, float]:
     """The largest change of a logit behind the border, and the largest logit there."""
     import torch
 
-    given = {name: value for name, value in batch.items() if name != "labels"}
     other = given["input_ids"].clone()
     other[line, :start] = other[line, :start].flip(0)
     if torch.equal(other, given["input_ids"]):
