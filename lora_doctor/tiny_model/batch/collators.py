@@ -39,12 +39,19 @@ def added_inputs(model: Any, names: Sequence[str]) -> tuple[AddedInput, ...]:
 
 def sent_by_processor(model: Any) -> frozenset[str]:
     """The arguments that the code of the processor's `model_input_names` names: what it adds to
-    those of its tokenizer and its image processor. Empty without a processor."""
-    names = getattr(_processor_class(model), "model_input_names", None)
-    getter = getattr(names, "fget", None)
-    if getter is None:
-        return frozenset()
-    return frozenset(name for name in _ADDED_BY_PROCESSORS if _names(getter, f'"{name}"'))
+    those of its tokenizer and its image processor. One that makes labels may not name them there
+    (PaliGemma's before 5): its `__call__` does. Empty without a processor."""
+    processor = _processor_class(model)
+    getter = getattr(getattr(processor, "model_input_names", None), "fget", None)
+    named = _added_in(getter)
+    if named:
+        return named
+    made = _added_in(processor and processor.__call__)
+    return made if "labels" in made else frozenset()
+
+
+def _added_in(code: Any) -> frozenset[str]:
+    return frozenset(name for name in _ADDED_BY_PROCESSORS if _names(code, f'"{name}"'))
 
 
 def _tokenizer_class(model: Any) -> Any:
