@@ -179,6 +179,17 @@ class GradientCheckpointingWithoutGradients(Rule):
             requires={"transformers": ">=5"},
             why="not reentrant unless asked for",
         ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+                "enable_input_require_grads": True,
+            },
+            why="the embeddings' output needs a gradient, as the frameworks and scripts see to",
+        ),
         Example("healthy", "arch:openai-gpt", {"target_modules": ["c_attn"]}),
     )
 

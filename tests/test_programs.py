@@ -125,6 +125,49 @@ model = get_peft_model(model, LoraConfig(r=args.rank, target_modules=find_all(mo
 """
 
 
+_CHECKPOINTING = """
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+args = TrainingArguments("out", gradient_checkpointing=True)
+model = AutoModelForCausalLM.from_pretrained("org/model")
+other = AutoModelForCausalLM.from_pretrained("org/judge")
+BEFORE
+model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))
+AFTER
+TRAINER
+"""
+_ENABLED = "model.enable_input_require_grads()"
+_HOOK = "model.get_input_embeddings().register_forward_hook(lambda m, i, out: out.requires_grad_())"
+_IF = f'if hasattr(model, "enable_input_require_grads"):\n    {_ENABLED}\nelse:\n    {_HOOK}'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "trainer", "is_enabled"),
+    [
+        ("", "", "Trainer(model, args)", None),
+        (_ENABLED, "", "Trainer(model, args)", True),
+        ("", _ENABLED, "Trainer(model, args)", True),
+        (_IF, "", "Trainer(model, args)", True),
+        (_HOOK, "", "Trainer(model, args)", True),
+        ("other.enable_input_require_grads()", "", "Trainer(model, args)", None),
+        ("model.gradient_checkpointing_enable()", "", "Trainer(model, args)", True),
+        ("", "model.gradient_checkpointing_enable()", "Trainer(model, args)", None),
+        ("", "", 'DPOTrainer(model, args=DPOConfig("out", gradient_checkpointing=True))', True),
+        (_ENABLED, "", 'Trainer(model, TrainingArguments("out"))', None),
+    ],
+    ids=["nothing", "before", "after", "if-there", "hook", "other-model", "peft", "too-late", "trl",
+         "no-checkpointing"],
+)  # fmt: skip
+def test_who_makes_the_inputs_of_checkpointed_layers_need_gradients(
+    before: str, after: str, trainer: str, is_enabled: bool | None, tmp_path: Path
+) -> None:
+    text = _CHECKPOINTING.replace("BEFORE", before).replace("AFTER", after)
+    setup = read(tmp_path, text.replace("TRAINER", trainer))
+    assert setup.recipe.get("enable_input_require_grads") is is_enabled
+
+
 def test_what_a_script_does_not_say_is_asked_for_by_name_and_line(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(_ASKS)
     answer = lora_doctor.check(str(tmp_path / "train.py"))

@@ -52,6 +52,9 @@ def test_a_set_up_is_read_with_its_places(twin: Twin, tmp_path: Path) -> None:
     assert recipe.set_up.format == names[twin.name.partition("/")[0]]
     assert not recipe.set_up.unknown, "a healthy set-up has no key that its framework lacks"
     assert recipe.get("r") and recipe.get("target_modules")
+    # Each of these frameworks makes the inputs of checkpointed layers need a gradient.
+    on = recipe.get("gradient_checkpointing")
+    assert recipe.get("enable_input_require_grads") is (True if on else None)
     for key, place in recipe.places.items():
         text = Path(place.file).read_bytes().decode("utf-8-sig")
         line = text.splitlines()[(place.line or 0) - 1]

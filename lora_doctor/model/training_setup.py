@@ -156,6 +156,8 @@ def set_up(model: Any, recipe: Recipe) -> None:
     """Gradient checkpointing as a trainer turns it on: after the adapters are in."""
     if not recipe.get("gradient_checkpointing"):
         return
+    if recipe.get("enable_input_require_grads"):
+        model.enable_input_require_grads()
     options = recipe.get("gradient_checkpointing_kwargs") or None
     if options is None:
         model.gradient_checkpointing_enable()

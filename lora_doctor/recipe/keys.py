@@ -23,8 +23,9 @@ from lora_doctor.recipe.command_line import (
 from lora_doctor.text import must_be
 
 #: What a key is an argument of: PEFT's config class, ``from_pretrained``, the
-#: quantization config of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
-#: Trainer's arguments, how rows of data become batches with labels, or only the memory plan.
+#: quantization config of it, ``get_peft_model`` itself and what is called beside it (which no
+#: config of PEFT's holds), the Trainer's arguments, how rows of data become batches with labels, or
+#: only the memory plan.
 Part = Literal["adapter", "loading", "quantization", "wrapping", "training", "data", "planning"]
 
 
@@ -125,6 +126,9 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey("bnb_4bit_use_double_quant", "quantization", form.boolean),
     RecipeKey("llm_int8_skip_modules", "quantization", form.names),
     RecipeKey("autocast_adapter_dtype", "wrapping", form.boolean),
+    # Whether transformers' method of this name is called before training: whoever writes the loop
+    # does so, or the framework. The Trainer does it itself from transformers 5 on.
+    RecipeKey("enable_input_require_grads", "wrapping", form.boolean),
     RecipeKey(
         "gradient_checkpointing", "training", form.boolean,
         Option("Recompute activations in the backward pass.", type=bool),

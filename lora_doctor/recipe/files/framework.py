@@ -88,6 +88,9 @@ class Framework:
     #: The plugins that the entries switch on, by the names of their folders; empty for one that
     #: is not its own.
     plugins: Callable[[Entries], set[str]] = lambda entries: set()
+    #: Whether it makes the inputs of checkpointed layers need a gradient, whatever transformers
+    #: does.
+    enables_input_gradients: bool = False
     #: Entries that name code of the user's, which may register templates and models.
     extended_by: tuple[str, ...] = ()
     #: The programs of its command line.
@@ -234,6 +237,8 @@ def _read_all(
             if written:
                 names[spelling.key] = entry
     framework.finish(values, {**defaults, **entries})
+    if framework.enables_input_gradients and values.get("gradient_checkpointing"):
+        values["enable_input_require_grads"] = True
     return values, origins, names
 
 

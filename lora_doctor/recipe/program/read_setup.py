@@ -22,6 +22,7 @@ from lora_doctor.recipe.keys import (
     check_value,
     known_keys,
 )
+from lora_doctor.recipe.program.input_gradients import makes_inputs_need_gradients
 from lora_doctor.recipe.program.objects import (
     Roles,
     Settings,
@@ -116,6 +117,10 @@ class _Reader:
         self._loading(roles)
         self._training(roles)
         self._checkpointing(roles)
+        if self.values.get("gradient_checkpointing"):
+            call = makes_inputs_need_gradients(self.program, roles)
+            if call is not None:
+                self._set("enable_input_require_grads", Setting(Known(True), None, call))
         named, gap = named_adapter(self.program, roles)
         if gap is not None:
             self.asked.append(("adapter", str(gap)))

@@ -334,6 +334,7 @@ FRAMEWORK = Framework(
     revision="revision_of_model",
     unknown="dropped",
     finish=_finish,
+    enables_input_gradients=True,
     write=_write,
     remarks=_remarks,
     freezes=_freezes,

@@ -357,6 +357,7 @@ FRAMEWORK = Framework(
     # Of releases and of transformers that other files were written for.
     also=frozenset({"overwrite_output_dir", "hub_model_id"}),
     finish=_finish,
+    enables_input_gradients=True,
     remarks=_remarks,
     paths=_paths,
     saved_adapter=_saved_adapter,

@@ -239,6 +239,7 @@ FRAMEWORK = Framework(
     also=frozenset({"ENV", "config"}),
     renamed={"train_type": "tuner_type", "sft_type": "tuner_type"},
     finish=_finish,
+    enables_input_gradients=True,
     write=_write,
     remarks=_remarks,
     paths=_paths,

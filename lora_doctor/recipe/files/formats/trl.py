@@ -149,6 +149,7 @@ FRAMEWORK = Framework(
     also=frozenset({"env", "config"}),
     renamed={"max_seq_length": "max_length", "max_seq_len": "max_length"},
     finish=_finish,
+    enables_input_gradients=True,
     remarks=_remarks,
     paths=_paths,
     commands=("trl",),
