@@ -117,8 +117,9 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     names; ``kept_budgets``: what a team asserts of numbers, each with its number (``BudgetCheck``),
     of which ``NUMBERS`` says what is counted.
 *Words*
-    ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
-    text; ``missing_name``: the package that an ImportError's message asks for;
+    ``quoted``: names for a message, the first few of many; ``excerpt``: somebody else's words
+    in one; ``place_of``: the file and line in a text; ``missing_name``: the package that an
+    ImportError's message asks for;
     ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
     ``MODALITIES``:
     the kinds of input, with what they are called.
@@ -186,7 +187,7 @@ from lora_doctor.static.installed.environment import (
 from lora_doctor.static.installed.missing_package import missing_name
 from lora_doctor.static.model_source import ModelSource
 from lora_doctor.static.place import Place
-from lora_doctor.text import gib, place_of, quoted
+from lora_doctor.text import excerpt, gib, place_of, quoted
 from lora_doctor.tiny_model.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -579,6 +580,7 @@ __all__ = [
     "entries_for",
     "evaluated_on_trained",
     "evaluations_without_data",
+    "excerpt",
     "excluding",
     "expression_ends",
     "float16_keys",

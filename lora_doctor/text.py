@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MESSAGE_CHARS = 500
+#: Characters of what is quoted in the middle of a sentence.
+_EXCERPT = 300
 TRACEBACK_CHARS = 20_000
 GIB = 1 << 30
 # The repr of a module: `Name(` and a first child on the next line.
@@ -100,6 +102,11 @@ def single_line(text: str, limit: int | None = None, mark: str = "...") -> str:
     """``text`` without line breaks, at most ``limit`` characters, with ``mark`` for what is cut."""
     line = " ".join(text.split())
     return line if limit is None or len(line) <= limit else line[: limit - len(mark)] + mark
+
+
+def excerpt(said: object) -> str:
+    """Somebody else's code or message inside a message of ours: on one line, and not too long."""
+    return single_line(str(said), _EXCERPT)
 
 
 def must_be(error: Exception) -> str:

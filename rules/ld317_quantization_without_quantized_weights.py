@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    excerpt,
     quoted,
 )
 
@@ -131,5 +132,5 @@ def _dtypes_of_matrices(case: Case) -> dict[str, int]:
 def _failure(found: PlainWeights) -> str:
     """What happens, to be read after a colon."""
     if found.error is not None:
-        return f"{found.raised_in} raises {str(found.error)[:200]}"
+        return f"{found.raised_in} raises {excerpt(found.error)}"
     return f"weights stay random, such as {quoted(found.missing, 2)}"

@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    excerpt,
 )
 
 
@@ -91,7 +92,7 @@ class RowsLongerThanPositions(Rule):
             f"Row {seen.longest_row:,} has {seen.longest:,} tokens"
             + (f", cut to {found.length:,}," if found.length < seen.longest else "")
             + f" and the model takes at most {found.most:,}: training fails with "
-            f"{str(found.error)[:120]}"
+            f"{excerpt(found.error)}"
             + ("." if limit is not None else ", unless the rows are cut when they are tokenized."),
             location=Location("recipe", "max_length"),
             evidence=(
@@ -99,7 +100,7 @@ class RowsLongerThanPositions(Rule):
                 Measurement("max_length", "not given" if limit is None else limit, "the recipe"),
                 Measurement("most tokens that the model takes", found.most,
                             "a tiny model with as many positions"),
-                Measurement("with more", str(found.error)[:300], found.error.where),
+                Measurement("with more", str(found.error), found.error.where),
             ),
             proof=Proof("executed", "a tiny model with as many positions as the real one was run "
                         f"on a row of {found.length:,} tokens, and on shorter ones"),

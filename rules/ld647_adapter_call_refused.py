@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom, excerpt
 from lora_doctor.rules._adapter_steps import PROOF, at, call, faults
 
 
@@ -62,11 +62,11 @@ class AdapterCallRefused(Rule):
             error = fault.error
             yield self.finding(
                 "error",
-                f"{step.code} will fail: {str(error)[:300]}",
+                f"{step.code} will fail: {excerpt(error)}",
                 location=at(step),
                 evidence=(
                     call(step),
-                    Measurement("what PEFT raises", str(error)[:500], "the same call, made here"),
+                    Measurement("what PEFT raises", str(error), "the same call, made here"),
                 ),
                 proof=PROOF,
                 fixes=(Fix(_advice(str(error)), "manual"),),

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    excerpt,
     untrusted_code,
 )
 
@@ -74,11 +75,11 @@ class CodeNotTrusted(Rule):
                 "error",
                 f"{one.call.name.removeprefix('transformers.')} will be refused: "
                 f"{code.auto_class} needs code of {code.file.parent.name} "
-                f"({code.reference[:80]}), and the call has no trust_remote_code=True.",
+                f"({excerpt(code.reference)}), and the call has no trust_remote_code=True.",
                 location=Location("file", place.file, place.line),
                 evidence=(
-                    Measurement("the call", " ".join(one.call.span.text.split())[:200], str(place)),
-                    Measurement(f"auto_map of {code.auto_class}", code.reference[:200],
+                    Measurement("the call", excerpt(one.call.span.text), str(place)),
+                    Measurement(f"auto_map of {code.auto_class}", excerpt(code.reference),
                                 str(code.file)),
                     Measurement("a class for it in the installed transformers", "none",
                                 "its sources"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora_doctor.text import visible, visible_lines
+from lora_doctor.text import excerpt, visible, visible_lines
 from tests import diagnoses
 from tests.cli import Result, lora_doctor
 
@@ -32,6 +32,15 @@ def check(result: Result) -> Result:
     assert seen(result.err), ascii(result.err)
     assert "Traceback" not in result.err and "internal error" not in result.err, result.err
     return result
+
+
+@given(st.text(max_size=400))
+@example("x" * 301)
+@example("x" * 300)
+def test_an_excerpt_is_one_line_that_says_where_it_was_cut(text: str) -> None:
+    words = " ".join(text.split())
+    cut = excerpt(ValueError(text))
+    assert cut == words if len(words) <= 300 else cut == f"{words[:297]}..."
 
 
 @given(st.text())
