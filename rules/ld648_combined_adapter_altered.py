@@ -53,7 +53,7 @@ class CombinedAdapterAltered(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         for fault, step in faults(case, "altered"):
             lost = f"does not carry {fault.cause} over" if fault.cause else "loses a part of them"
-            names = quoted(fault.adapters, 3)
+            names = quoted(fault.adapters)
             yield self.finding(
                 "error",
                 f"{step.code} {lost}: with all the weight on one adapter ({names}) the combination "

@@ -829,3 +829,42 @@ def test_ld316_leaves_adapters_on_layers_that_are_not_quantized(
     assert [one.location.line for one in found] == [7] * refused
     assert ask("LD316", **case, recipe=Recipe({**recipe.values, "dequantize": True})) == []
     assert ask("LD316", **{**case, "static": Stub(quantization_config=None)}, recipe=recipe) == []
+
+
+# --- calls of adapters ----------------------------------------------------------------------------
+
+
+def _step(gathered: Callable[..., None], code: str, **fault: Any) -> Finding:
+    step = Stub(code="model.add_weighted_adapter(...)", place=Place("train.py", 7))
+    gathered(code, faults=[(Stub(**fault), step)])
+    return one(code)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("ValueError: All adapters must have the same r value", "Combine them with"),
+        ("ValueError: 'lm_head' is in modules_to_save of both", "Merge or combine one adapter"),
+        ("ValueError: an adapter of this name exists", "Change the call, or the adapters"),
+    ],
+)
+def test_ld647_advises_by_what_is_refused(
+    error: str, advice: str, gathered: Callable[..., None]
+) -> None:
+    found = _step(gathered, "LD647", error=error)
+    assert found.message == f"model.add_weighted_adapter(...) will fail: {error}"
+    assert fixes(found)[0].startswith(advice)
+    assert evidence(found)["what PEFT raises"] == error
+
+
+@pytest.mark.parametrize(
+    ("cause", "lost"),
+    [("use_rslora", "does not carry use_rslora over"), ("", "loses a part of them")],
+)
+def test_ld648_says_what_is_lost(cause: str, lost: str, gathered: Callable[..., None]) -> None:
+    found = _step(gathered, "LD648", cause=cause, adapters=("a", "b"), detail="61 %")
+    assert found.message == (
+        f"model.add_weighted_adapter(...) {lost}: with all the weight on one adapter (a, b) the "
+        "combination does not give that adapter (61 % of the output)."
+    )
+    assert found.location.line == 7
