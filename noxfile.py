@@ -83,7 +83,7 @@ def dry_run(session: nox.Session) -> None:
     session.install(
         TORCH, BITSANDBYTES, "transformers==5.23.0", "peft==0.21.2", "accelerate", "trl",
         "datasets", "nbclient", "ipykernel", "sentence-transformers", "lightning",
-        "hydra-core", "pillow",
+        "hydra-core", "pillow", "tensorboard",
     )  # fmt: skip
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",

@@ -423,6 +423,23 @@ class TestLoadedModule:
         result = verify_module(model)
         assert "save-reload" in failed(result)
 
+    def test_the_wrapper_of_peft_refuses_what_the_base_takes(self) -> None:
+        """Nothing is wrong with the base, and its forward is not at fault either."""
+
+        class Sound(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(8, 8)
+
+            def forward(self, sound: Any) -> Any:
+                return self.layer(sound)
+
+        config = peft.LoraConfig(target_modules=["layer"], task_type="FEATURE_EXTRACTION")
+        model = peft.get_peft_model(Sound(), config)
+        result = verify_module(model, batches={"sound": torch.randn(2, 8)})
+        assert failed(result) == ["forward"]
+        assert "unexpected keyword argument 'input_ids'" in result.check("forward").detail
+
     def test_own_wrapper_that_forgets_its_adapters(self) -> None:
         """A forward that never reaches the adapted layer trains nothing of it."""
 

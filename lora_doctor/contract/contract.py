@@ -162,7 +162,7 @@ class Contract:
             if not self.subject.user_inputs:
                 batch = with_tokens_for_adapters(self.subject.base, given, self.recipe)
             try:
-                loss = measured_loss(self.model, batch, adapters=False)
+                loss = self._base_loss(batch)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -187,6 +187,26 @@ class Contract:
                 f"the base model does not take this batch, it was left out: {reason}",
                 reason,
             )
+
+    def _base_loss(self, batch: Any) -> float:
+        """Without adapters. Where the user has put a wrapper of PEFT's around the base and only the
+        wrapper refuses the batch, of the base below it: it is the forward that fails then."""
+        try:
+            return measured_loss(self.model, batch, adapters=False)
+        except Exception as error:
+            below = None
+            if self.subject.wrap is None and not is_out_of_memory(error):
+                below = self._loss_below(batch)
+            if below is None:
+                raise
+            return below
+
+    def _loss_below(self, batch: Any) -> float | None:
+        """Of the model without wrapper and adapters; ``None`` where it does not run either."""
+        try:
+            return measured_loss(self.subject.fresh(), batch)
+        except Exception:  # noqa: BLE001 - what is told is what the user's own model raises
+            return None
 
     def _attach(self) -> None:
         """Put the adapters on, and see that they are where the recipe wants them."""

@@ -181,6 +181,8 @@ _MODALITIES = (
     healthy("Whisper", "whisper_seq2seq.py", needs=_DATA),
     broken("Whisper: a target that is not there", "whisper_seq2seq.py", "LD202", needs=_DATA,
            edits={'["q_proj", "v_proj"]': '["q_proj", "v_proj", "o_proj"]'}),
+    broken("Whisper: the task type of texts", "whisper_seq2seq.py", "LD102", needs=_DATA,
+           edits={'lora_dropout=0.05': 'lora_dropout=0.05, task_type="SEQ_2_SEQ_LM"'}),
     healthy("LLaVA", "llava_sft.py", needs=("PIL",)),
     broken("LLaVA: adapters in the vision tower", "llava_sft.py", "LD203", needs=("PIL",),
            edits={'r".*language_model.*\\.(q_proj|k_proj|v_proj|o_proj)"': '["q_proj", "v_proj"]'}),

@@ -6,16 +6,13 @@ import argparse
 import atexit
 import contextlib
 import sys
-import traceback
 from types import ModuleType, TracebackType
 from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting, DryRunEnd
 from lora_doctor.errors import Cause
 from lora_doctor.guest.call_sites import caller, of_traceback, renamed
-
-#: Characters of a traceback that are kept, of its end.
-_TRACEBACK = 20_000
+from lora_doctor.text import TRACEBACK_CHARS, one_line, traceback_text
 
 
 def prepare(acting: Acting) -> None:
@@ -42,20 +39,22 @@ def tell(acting: Acting, error: BaseException) -> None:
         return
     with contextlib.suppress(AttributeError):  # one with slots is told twice, which does no harm
         setattr(error, _SEEN, True)
-    cause = refused_by_argparse(error) or Cause.of(error)
+    refused = refused_by_argparse(error)
+    cause = refused or Cause.of(error)
+    # Of a call that is refused Python prints the model first, and then for what.
+    message = cause.message if refused else one_line(error, TRACEBACK_CHARS)
     every, own = of_traceback(error.__traceback__)
     # Caught in a library, a traceback begins there: who called it is on the stack.
     outer = None if own else caller()
     if outer is not None:
         own = [outer]
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
     acting.journal.tell(
         "error",
         type=cause.type,
-        message=cause.message + _behind(error),
+        message=message + _behind(error),
         own=[vars(place) for place in own],
         deepest=vars(every[-1]) if every else None,
-        traceback="".join(lines)[-_TRACEBACK:],
+        traceback=traceback_text(error),
         steps=acting.steps,
         exit_code=error.code if isinstance(error, SystemExit) else None,
     )
