@@ -423,6 +423,32 @@ class TestLoadedModule:
         result = verify_module(model)
         assert "save-reload" in failed(result)
 
+    @pytest.mark.parametrize("forgets", [False, True])
+    def test_experts_that_rounding_picks(self, forgets: bool) -> None:
+        """Merged in half precision a token between two experts gets the other one. That is no
+        failure of merging, and a merge that loses an adapter still is one."""
+
+        class Router(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                torch.manual_seed(0)
+                self.layer = torch.nn.Linear(32, 32)
+
+            def forward(self, x: Any) -> Any:
+                out = self.layer(x)
+                return out + (out > 0)
+
+        model = peft.get_peft_model(Router(), peft.LoraConfig(target_modules=["layer"]))
+        model.to(torch.bfloat16)
+        if forgets:
+            whole = model.base_model.model.layer
+            whole.get_delta_weight = lambda name: torch.zeros_like(whole.base_layer.weight)
+        batch = {"x": torch.randn(64, 32).to(torch.bfloat16)}
+        result = verify_module(model, batches=batch, random_weights=True)
+        merge = result.check("merge")
+        assert merge.value > 0.03
+        assert merge.status == ("failed" if forgets else "passed"), merge
+
     def test_the_wrapper_of_peft_refuses_what_the_base_takes(self) -> None:
         """Nothing is wrong with the base, and its forward is not at fault either."""
 

@@ -27,13 +27,14 @@ def stand_alone(model: Any, batch: Mapping[str, Any], cut: Cut) -> bool:
     import torch
 
     from lora_doctor.nn.copying import structural_copy, undisturbed
+    from lora_doctor.nn.dtypes import in_float32
 
     if _has_batch_norm(model):
         return False
     with undisturbed(), torch.no_grad(), _unheard():
         try:
-            twin = structural_copy(model).train()
-            _in_float32(twin)
+            # In half precision rounding hides what rows do to each other.
+            twin = in_float32(structural_copy(model).train())
             whole = _answer(twin, batch, cut.rows, cut.count)
             few = _answer(twin, cut.few, range(len(cut.rows)), len(cut.rows))
             if not _same_outputs(whole, few):
@@ -60,11 +61,12 @@ class _Answer:
 def _answer(model: Any, inputs: Mapping[str, Any], rows: Any, count: int) -> _Answer:
     from lora_doctor.contract.locator import tensors_in
     from lora_doctor.nn.copying import seed_everything
+    from lora_doctor.nn.dtypes import to_float32
     from lora_doctor.tiny_model.batch.loss import output_loss
     from lora_doctor.tiny_model.batch.run_forward import CACHE_NAMES
 
     seed_everything(0)
-    inputs = {name: _to_float32(value) for name, value in inputs.items()}
+    inputs = {name: to_float32(value) for name, value in inputs.items()}
     with _without_dropout(), _modules_that_run(model) as ran:
         result = model(**inputs)
     loss = output_loss(result)
@@ -110,26 +112,6 @@ def _adds_up(whole: float, few: float | None, rest: float | None, cut: Cut) -> b
         abs(whole - (a * few + (b * rest if b else 0.0))) <= _LOSS_APART * abs(whole)
         for a, b in cut.weights
     )
-
-
-def _in_float32(model: Any) -> None:
-    """A copy's own weights and buffers: in half precision rounding hides what rows do to each
-    other. What is quantized stays."""
-    import torch
-
-    for parameter in model.parameters():
-        if type(parameter) is torch.nn.Parameter:
-            parameter.data = _to_float32(parameter.data)
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = _to_float32(buffer)
-
-
-def _to_float32(value: Any) -> Any:
-    import torch
-
-    half = (torch.float16, torch.bfloat16)
-    return value.float() if getattr(value, "dtype", None) in half else value
 
 
 def _has_batch_norm(model: Any) -> bool:
