@@ -61,6 +61,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     evaluation gives; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
+    ``written_values``: the single values that the user's file hands to a config or to such
+    arguments (``WrittenValue``), of which ``misused_values`` tells what fails (``MisusedValue``);
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
@@ -192,6 +194,7 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
+    from lora_doctor.engine.written_values import WrittenValue, written_values
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.cut import Cut
     from lora_doctor.recipe.files.side_files import SideFiles
@@ -283,6 +286,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.long_row import LongRow
     from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
+    from lora_doctor.results.misused_values import MisusedValue
     from lora_doctor.results.observations import (
         ActivationReading,
         AttentionReading,
@@ -335,6 +339,7 @@ _LAZY = {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("SideFiles",),
+        "engine.written_values": ("WrittenValue", "written_values"),
         "recipe.program.adapter_steps": ("AdapterStep", "adapter_steps"),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
@@ -407,6 +412,7 @@ _LAZY = {
         "results.plain_weights": ("PlainWeights",),
         "results.processes": ("EmptyWeights", "Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
+        "results.misused_values": ("MisusedValue",),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
         "results.refused_trainer": ("AskedTrainer",),
@@ -492,6 +498,7 @@ __all__ = [
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
+    "MisusedValue",
     "ModelClassError",
     "ModelSource",
     "ModuleGroup",
@@ -556,6 +563,7 @@ __all__ = [
     "Use",
     "Verification",
     "Vocabulary",
+    "WrittenValue",
     "accumulation_of",
     "adapted_by_the_trainer_too",
     "adapted_twice",
@@ -649,6 +657,7 @@ __all__ = [
     "untrusted_code",
     "without_lookahead",
     "without_state",
+    "written_values",
 ]
 
 

@@ -18,6 +18,7 @@ from lora_doctor.rule_api import (
     SetUp,
     Symptom,
     made_arguments,
+    written_values,
 )
 from lora_doctor.rules._set_up import located, remarks
 
@@ -103,7 +104,7 @@ class ArgumentsRefused(Rule):
         if case.has("dry_run"):
             return  # the run created them itself; LD002 reports what it raised
         for refusal in case.refused_arguments.refusals:
-            if refusal.number < 0 and _is_reported_by_ld533(case):
+            if _is_reported_by_another(case, refusal):
                 continue
             yield self.finding(
                 "error",
@@ -117,8 +118,15 @@ class ArgumentsRefused(Rule):
             )
 
 
-def _is_reported_by_ld533(case: Case) -> bool:
-    return any(True for _ in remarks(case, "refused"))
+def _is_reported_by_another(case: Case, refusal: Refusal) -> bool:
+    """LD533 knows which entries of a set-up do not go together, LD223 which value of a call is of
+    another type."""
+    if refusal.number < 0:
+        return any(True for _ in remarks(case, "refused"))
+    name = made_arguments(case.program)[refusal.number].name
+    values = written_values(case) if case.has("misused_values") else []
+    misused = case.misused_values.found if values else ()
+    return any(values[one.number].name == name and one.when == "making" for one in misused)
 
 
 def _location(case: Case, refusal: Refusal) -> Location:

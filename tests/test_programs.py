@@ -265,3 +265,39 @@ def test_a_question_about_the_gpu_is_said_and_not_asked_for(tmp_path: Path) -> N
     assert [note.text for note in found.notes] == [
         "read as on a GPU with bfloat16: `torch.cuda.is_bf16_supported()`, line 3"
     ]
+
+
+@pytest.mark.parametrize(
+    ("parser", "rate", "impossible"),
+    [
+        ('add_argument("--lr", default="3e-4")', None, "3e-4"),
+        ('add_argument("--lr", type=float, default="3e-4")', 3e-4, None),
+    ],
+)
+def test_a_default_of_argparse_is_converted_as_argparse_does(
+    tmp_path: Path, parser: str, rate: float | None, impossible: str | None
+) -> None:
+    """It converts a default that is a text, and without a type leaves it one."""
+    file = tmp_path / "train.py"
+    file.write_text(
+        "import argparse\nfrom transformers import Trainer, TrainingArguments\n"
+        f"p = argparse.ArgumentParser()\np.{parser}\na = p.parse_args()\n"
+        "Trainer(None, TrainingArguments('out', learning_rate=a.lr))\n"
+    )
+    recipe = read_setup(file).recipe
+    assert recipe.get("learning_rate") == rate
+    assert [one.value for one in recipe.impossible] == ([impossible] if impossible else [])
+
+
+def test_a_number_without_a_point_is_a_text_of_pyyaml(tmp_path: Path) -> None:
+    """ruamel.yaml reads a number there, PyYAML does not: AdamW is given a text."""
+    (tmp_path / "c.yaml").write_text("a: 2e-4\nb: 2.0e-4\n")
+    file = tmp_path / "train.py"
+    file.write_text(
+        "import yaml\nfrom transformers import Trainer, TrainingArguments\n"
+        f"c = yaml.safe_load(open({str(tmp_path / 'c.yaml')!r}))\n"
+        "Trainer(None, TrainingArguments('out', learning_rate=c['a'], warmup_ratio=c['b']))\n"
+    )
+    recipe = read_setup(file).recipe
+    assert [(one.key, one.value) for one in recipe.impossible] == [("learning_rate", "2e-4")]
+    assert recipe.get("warmup_ratio") == 2e-4

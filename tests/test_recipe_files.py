@@ -338,7 +338,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"r: \xff\n", "r.yaml", "is not UTF-8"),
         ("r: 1".encode("utf-16"), "r.yaml", "is not UTF-8"),
         ("targetmodules: [q]\n", "r.yaml", "did you mean 'target_modules'"),
-        ("r: eight\n", "r.yaml", "r must be a whole number"),
+        ("target_modules: 8\n", "r.yaml", "target_modules must be a list of module names"),
         ("r: 1\n--- \nr: 2\n", "r.yaml", "another document"),
         ("r: !!python/object/apply:os.system ['true']\n", "r.yaml", "could not determine"),
         ("model_class: 2020-01-01\n", "r.yaml", "put it in quotes"),
@@ -412,3 +412,18 @@ def test_a_diff_shows_the_file_and_a_missing_line_end() -> None:
     want = ["--- r.yaml", "+++ r.yaml (fixed)", "@@ -1 +1 @@", "-r: 8", "\\ No newline", "+r: 9"]
     assert all(line.startswith(start) for line, start in zip(diff.splitlines(), want, strict=False))
     assert recipe_diff("r.yaml", "r: 8", "r: 8") == ""
+
+
+def test_a_value_that_no_key_can_have_is_for_the_rules_to_tell(tmp_path: Path) -> None:
+    """Quotes are no reason to stop: what else is wrong with the run would not be said."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("target_modules: [q]\nlora_dropout: '0.1'\nlora_alpha: '16'\n")
+    recipe = read_recipe(file)
+    assert recipe.values == {"target_modules": ["q"]}
+    assert [(one.key, one.value, str(one.place)) for one in recipe.impossible] == [
+        ("lora_dropout", "0.1", f"{file}:2"),
+        ("lora_alpha", "16", f"{file}:3"),
+    ]
+    assert write_edits(file, [Edit("lora_alpha", 16)]).endswith("lora_alpha: 16\n")
+    left = recipe.edit([Edit("lora_alpha", 16)]).impossible
+    assert [one.key for one in left] == ["lora_dropout"]

@@ -76,6 +76,12 @@ REFUSED_ARGUMENTS = Task(
     "the classes of the Trainer's arguments, and the framework's own parser",
     "the arguments of the Trainer",
 )
+MISUSED_VALUES = Task(
+    "misused_values",
+    "lora_doctor.evidence.misused_values:gather",
+    "values of PEFT's config and of the Trainer's arguments, used in two steps of training a layer",
+    "values of another type",
+)
 CHAT_TEMPLATE = Task(
     "chat_template",
     "lora_doctor.evidence.chat_template:gather",

@@ -14,6 +14,7 @@ from lora_doctor.engine.child_tasks import (
     LOADING,
     LOADING_BY_CODE,
     MEMORY_PLAN,
+    MISUSED_VALUES,
     REFUSED_ARGUMENTS,
     STRUCTURE,
     ChildTasks,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
+    from lora_doctor.results.misused_values import MisusedValues
     from lora_doctor.results.refused_arguments import AskedArguments
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
@@ -253,6 +255,28 @@ class MetaEvidence(WrittenEvidence):
             calls=[{"name": call.name, "values": call.values} for call in calls],
             framework=framework,
             entries=entries,
+        )
+
+    @evidence(of_recipe=True)
+    def misused_values(self) -> MisusedValues:
+        """What the installed classes do with single values of the user's file that are of another
+        type than they declare, or that no key can have; raises where the file has no values."""
+
+        from lora_doctor.engine.written_values import written_values
+        from lora_doctor.results.misused_values import MisusedValues
+
+        if not self.goes_to("meta"):
+            raise EvidenceError(self.too_shallow("meta"))
+        values = written_values(self)
+        if not values:
+            raise EvidenceError("the user's file has no values that could be of another type")
+        self._progress("using values as they are written")
+        return self._tasks.gather(
+            MISUSED_VALUES,
+            MisusedValues,
+            self.asked,
+            self.settings.limits.of_meta(),
+            values=[asdict(one) for one in values],
         )
 
     @evidence(of_recipe=False)

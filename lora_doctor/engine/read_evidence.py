@@ -119,6 +119,11 @@ class ReadEvidence:
         deepest = "static" if self.source.kind == "script" else self.settings.depth
         return DEPTHS.index(deepest) >= DEPTHS.index(depth)
 
+    def goes_to(self, depth: Depth) -> bool:
+        """Whether the user asked for a run as deep as this, though the model may be out of reach:
+        enough for what needs the installed libraries only."""
+        return DEPTHS.index(self.settings.depth) >= DEPTHS.index(depth)
+
     def too_shallow(self, depth: Depth) -> str:
         """Why there is no evidence of this depth; empty when the run reaches it."""
         if self.reaches(depth):

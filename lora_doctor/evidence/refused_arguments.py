@@ -56,11 +56,11 @@ def gather(
     asked = 0
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
         for number, call in enumerate(calls):
-            cls = _class(call["name"])
+            cls = class_of(call["name"])
             if cls is None or not set(call["values"]) <= _fields(cls):
                 continue
             asked += 1
-            values = {**call["values"], **_here(cls, folder)}
+            values = {**call["values"], **here(cls, folder)}
             refusals += _refusals(number, cls.__name__, call["name"], lambda: cls(**values))  # noqa: B023
         parse = _PARSERS.get(framework)
         if parse is not None:
@@ -131,7 +131,7 @@ def release(package: str) -> str:
         return package
 
 
-def _class(name: str) -> Any:
+def class_of(name: str) -> Any:
     """The class of a dotted name; ``None`` where it is not there."""
     package, _, kind = name.partition(".")
     try:
@@ -145,7 +145,7 @@ def _fields(cls: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(cls) if field.init}
 
 
-def _here(cls: Any, folder: str) -> dict[str, Any]:
+def here(cls: Any, folder: str) -> dict[str, Any]:
     """What lets the class be made on this machine, and writes nothing of the user's."""
     fields = _fields(cls)
     found: dict[str, Any] = {"output_dir": folder}
@@ -198,14 +198,14 @@ _OF_TRL = ("SFTConfig", "DPOConfig", "GRPOConfig", "RewardConfig", "KTOConfig", 
 
 
 def _by_trl(entries: dict[str, Any], folder: str) -> None:
-    kinds = [f"trl.{name}" for name in _OF_TRL if _class(f"trl.{name}") is not None]
+    kinds = [f"trl.{name}" for name in _OF_TRL if class_of(f"trl.{name}") is not None]
     others = tuple(f"trl.{name}" for name in ("ModelConfig", "ScriptArguments"))
     if not kinds:
         _by_classes(entries, folder, ("transformers.TrainingArguments",))
         return
     names = set(entries)
-    meant = max(kinds, key=lambda kind: len(names & _fields(_class(kind))))
-    _by_classes(entries, folder, (meant, *(one for one in others if _class(one))))
+    meant = max(kinds, key=lambda kind: len(names & _fields(class_of(kind))))
+    _by_classes(entries, folder, (meant, *(one for one in others if class_of(one))))
 
 
 def _by_swift(entries: dict[str, Any], folder: str) -> None:
@@ -225,7 +225,7 @@ _PARSERS: Mapping[str, Callable[[dict[str, Any], str], None]] = {
 
 def _by_classes(entries: dict[str, Any], folder: str, names: Sequence[str]) -> None:
     """The entries that are arguments of these classes, read as a command line of transformers'."""
-    classes = [_class(name) for name in names]
+    classes = [class_of(name) for name in names]
     if None in classes:
         raise ImportError(names)
     _parsed(entries, folder, classes)
@@ -240,7 +240,7 @@ def _parsed(entries: dict[str, Any], folder: str, classes: Sequence[Any]) -> Non
     for field in needed:
         given.setdefault(field.name, "none")
     for cls in classes:
-        given.update(_here(cls, folder))
+        given.update(here(cls, folder))
     words = _as_words(given)
     parser = importlib.import_module("transformers").HfArgumentParser(classes)
     parser.parse_args_into_dataclasses(words, return_remaining_strings=True)

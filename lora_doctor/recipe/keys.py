@@ -257,6 +257,16 @@ WRAPPING_KEYS = _names_of("wrapping")
 TRAINING_KEYS = _names_of("training")
 DATA_KEYS = _names_of("data")
 PLANNING_KEYS = _names_of("planning")
+#: Keys with a number or a switch that PEFT's config or the Trainer's arguments take as they are
+#: given: what an impossible one does there can be found out by handing it over.
+FOUND_OUT_KEYS = frozenset(
+    key.name
+    for key in KEYS
+    if key.part in ("adapter", "training", "data")
+    and key.normal_form
+    in (form.rank, form.number_from_zero, form.probability, form.positive_number, form.count,
+        form.boolean)
+)  # fmt: skip
 #: All keys that are not for the constructor of PEFT's config.
 OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
 #: Keys whose value is a mapping.

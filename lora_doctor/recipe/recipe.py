@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit
+from lora_doctor.recipe.impossible import Impossible
 from lora_doctor.recipe.keys import (
     ALIASES,
     BOOKKEEPING_KEYS,
     BY_NAME,
     EXCLUSIVE,
+    FOUND_OUT_KEYS,
     INFERENCE_MODE,
     MAPPING_KEYS,
     OUTER_KEYS,
@@ -64,6 +66,8 @@ class Recipe:
     set_up: SetUp | None = field(default=None, compare=False)
     #: What else was read of the script or notebook that holds it; ``None`` for any other recipe.
     written: Written | None = field(default=None, compare=False, repr=False)
+    #: What the file says and no key can have, and is left out; empty once it was stored.
+    impossible: tuple[Impossible, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         """A line for each key, which is YAML."""
@@ -104,7 +108,9 @@ class Recipe:
             else:
                 values[change.key] = check_value(change.key, change.value, "fix")
                 origins[change.key] = "fix"
-        return replace(self, values=values, origins=origins)
+        changed = {change.key for change in edits}
+        impossible = tuple(one for one in self.impossible if one.key not in changed)
+        return replace(self, values=values, origins=origins, impossible=impossible)
 
     def place_of(self, key: str) -> Place | None:
         """Where a key stands, or where it would be added; ``None`` where that is not known."""
@@ -251,17 +257,20 @@ def make_recipe(
     origin: Origin,
     complete: bool = False,
     ignore_unknown: bool = False,
+    of_file: bool = False,
 ) -> Recipe:
     """A checked recipe out of raw values.
 
     ``ignore_unknown`` keeps keys that nobody knows beside the recipe (``Recipe.unknown``) instead
-    of refusing them: an ``adapter_config.json`` may have been written by a newer PEFT.
+    of refusing them: an ``adapter_config.json`` may have been written by a newer PEFT. ``of_file``:
+    what a training program will read, too; an impossible value is kept for the rules.
 
     Raises:
         InputError: a key is unknown (with the nearest known one) or a value impossible.
     """
     checked: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
+    impossible: list[Impossible] = []
     kind = str(getattr(values.get("peft_type"), "value", values.get("peft_type", "LORA")))
     kind = kind.upper().rpartition(".")[2]
     for raw_key, value in values.items():
@@ -278,12 +287,24 @@ def make_recipe(
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
         # OFT: the rank follows from the block size. Of other kinds PEFT says what it makes of 0.
         as_is = key == "r" and type(value) is int and value == 0 and kind != "LORA"
-        checked[key] = value if as_is else check_value(key, value, where)
+        try:
+            checked[key] = value if as_is else check_value(key, value, where)
+        except InputError as error:
+            if not of_file or key not in FOUND_OUT_KEYS:
+                raise
+            impossible.append(Impossible(key, value, str(error)))
     for one, other in EXCLUSIVE:
         if checked.get(one) and checked.get(other):
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
     names = {ALIASES[name]: name for name in values if name in ALIASES}
-    return Recipe(checked, dict.fromkeys(checked, origin), complete, names=names, unknown=unknown)
+    return Recipe(
+        checked,
+        dict.fromkeys(checked, origin),
+        complete,
+        names=names,
+        unknown=unknown,
+        impossible=tuple(impossible),
+    )
 
 
 def asks_for_adapter(recipe: Recipe) -> bool:

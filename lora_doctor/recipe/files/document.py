@@ -89,7 +89,13 @@ class Document:
         recipe = read_values(self.format, self.entries, str(self.path), self.places)
         unknown = {name: self.places[name] for name in recipe.unknown if name in self.places}
         named = _of_keys(recipe, self.places)
-        recipe = replace(recipe, places={**unknown, **recipe.places, **named})
+        impossible = tuple(
+            replace(one, place=self.places.get(recipe.names.get(one.key, one.key)))
+            for one in recipe.impossible
+            if one.place is None
+        )
+        places = {**unknown, **recipe.places, **named}
+        recipe = replace(recipe, places=places, impossible=impossible)
         if recipe.set_up is None:
             return recipe
         command, text = next(
@@ -215,7 +221,10 @@ class Document:
         where = str(self.path)
         if framework_of(self.format) is not None:
             return equal(read_values(self.format, entries, where, {}).get(key), value)
-        return equal(check_value(key, spelling.read(entries[spelling.name]), where), value)
+        try:
+            return equal(check_value(key, spelling.read(entries[spelling.name]), where), value)
+        except (InputError, ValueError):  # one that no key can have
+            return False
 
     def _several(self, key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] | None:
         framework = framework_of(self.format)

@@ -161,5 +161,6 @@ def read_values(
         origin="file",
         complete=found.COMPLETE,
         ignore_unknown=found.IGNORES_UNKNOWN,
+        of_file=True,
     )
     return replace(recipe, names={key: name for key, name in names.items() if key != name})

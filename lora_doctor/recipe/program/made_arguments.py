@@ -51,7 +51,7 @@ def made_arguments(setup: Setup) -> list[MadeArguments]:
 def _made(setup: Setup) -> Iterator[MadeArguments]:
     seen = set()
     for call in setup.program.calls:
-        if not call.certain or call.open is not None or not _makes_arguments(call.name):
+        if not call.certain or call.open is not None or not makes_arguments(call.name):
             continue
         if len(call.positional) > 1 or call.span in seen:
             continue
@@ -66,19 +66,20 @@ def _made(setup: Setup) -> Iterator[MadeArguments]:
 
         name = library_base(training.of)
         values = _values(training, None)
-        if _makes_arguments(name) and values is not None:
+        if makes_arguments(name) and values is not None:
             yield MadeArguments(name, values, training.span.place)
 
 
 def arguments_of(value: Value | None) -> MadeArguments | None:
     """The call that made this value, where it makes arguments with values that are all known."""
-    if not isinstance(value, Thing) or not _makes_arguments(value.call.name):
+    if not isinstance(value, Thing) or not makes_arguments(value.call.name):
         return None
     values = _values(value, value.call) if len(value.call.positional) <= 1 else None
     return None if values is None else MadeArguments(value.call.name, values, value.call.place)
 
 
-def _makes_arguments(name: str) -> bool:
+def makes_arguments(name: str) -> bool:
+    """Whether a class of this dotted name holds arguments of a Trainer."""
     kind = name.rpartition(".")[2]
     return top(name) in _PACKAGES and (
         kind.endswith("TrainingArguments") or (top(name) == "trl" and kind.endswith("Config"))

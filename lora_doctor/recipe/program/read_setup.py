@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.impossible import Impossible
 from lora_doctor.recipe.keys import (
     ADAPTER_KEYS,
     ALIASES,
     BY_NAME,
     DATA_KEYS,
+    FOUND_OUT_KEYS,
     LOADING_KEYS,
     PLANNING_KEYS,
     QUANTIZATION_KEYS,
@@ -106,6 +108,7 @@ class _Reader:
     program: Program
     settings: dict[str, Setting] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    impossible: dict[str, Impossible] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     parts: dict[str, Call] = field(default_factory=dict)
     #: Whether the adapter is made by the config of a saved one.
@@ -136,6 +139,7 @@ class _Reader:
             names=self._names(),
             places=self._places(),
             written=self._written(),
+            impossible=tuple(self.impossible.values()),
         )
         return Setup(
             self.program, roles, recipe, self.settings, self.parts, model, place,
@@ -329,8 +333,14 @@ class _Reader:
             return
         if value is None or (key == "max_steps" and value == -1):
             return
-        self.values[key] = check_value(key, value, str(place) if place else "")
         self.settings[key] = setting
+        try:
+            self.values[key] = check_value(key, value, str(place) if place else "")
+        except InputError as error:
+            if key not in FOUND_OUT_KEYS:
+                raise
+            self.values.pop(key, None)
+            self.impossible[key] = Impossible(key, value, str(error), place)
 
     def _names(self) -> dict[str, str]:
         found = {

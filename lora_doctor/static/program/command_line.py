@@ -4,6 +4,7 @@ with the one that the user gave after ``--``."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.static.program.config_files import loaded
@@ -93,7 +94,7 @@ def _option(call: Call) -> tuple[str, Value] | None:
         return None
     default = call.value("default")
     if default is not None:
-        return name, default
+        return name, _converted(default, call.value("type"))
     action = _plain(call.value("action"))
     if action in ("store_true", "store_false"):
         return name, Known(action == "store_false")
@@ -102,6 +103,19 @@ def _option(call: Call) -> tuple[str, Value] | None:
         advice = f"pass `{'' if positional else '--'}{name}`"
         return name, Unknown(f"args.{name}", call.place, advice, call.span)
     return name, Known(None)
+
+
+def _converted(default: Value, kind: Value | None) -> Value:
+    """A default as ``argparse`` hands it out: it converts one that is a text."""
+    number = {"float": float, "int": int}.get(
+        kind.name.rpartition(".")[2] if isinstance(kind, Reference) else ""
+    )
+    if number is None or not isinstance(default, Known) or not isinstance(default.value, str):
+        return default
+    try:
+        return replace(default, value=number(default.value))
+    except ValueError:  # which stops the program
+        return default
 
 
 def _is_option(call: Call) -> bool:

@@ -4,6 +4,7 @@ nothing that the file refers to elsewhere is resolved: such a value is not known
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -209,6 +210,16 @@ def loaded(follower: Context, name: str, kind: str) -> Value | None:
         return None
 
 
+def _is_float_of_pyyaml(text: str) -> bool:
+    """Whether PyYAML reads a number: ruamel.yaml does so in ``2e-4`` even as YAML 1.1."""
+    try:
+        pyyaml = importlib.import_module("yaml")
+    except ImportError:
+        return "." in text
+    tag: str = pyyaml.SafeLoader("").resolve(pyyaml.ScalarNode, text, (True, False))
+    return tag.endswith(":float")
+
+
 class _Reader:
     """Values of a file with their places."""
 
@@ -242,6 +253,9 @@ class _Reader:
             return Items([self._value(item, constructor) for item in node.value], "list", span)
         if isinstance(node, MappingNode):
             return self._mapping(node, constructor, span)
+        of_float = self.kind == "1.1" and node.tag.endswith(":float") and node.style is None
+        if of_float and not _is_float_of_pyyaml(node.value):
+            return Known(node.value, span)
         value = constructor.construct_object(node, deep=True)
         if isinstance(value, str) and ("${" in value or value == "???"):
             return Unknown(value, span.place, "", span)
