@@ -137,7 +137,8 @@ class UpdateSizeOutOfScale(Rule):
         own = seen.observations.user_weights
         rate = float(case.recipe.get("learning_rate") or TYPICAL_RATE)
         updates = [_Update.of(item, None if own else case.structure) for item in readings]
-        for scaling in sorted({update.reading.scaling for update in updates}):
+        # A scaling of 0 is told by LD221, and no usual one is a multiple of it.
+        for scaling in sorted({update.reading.scaling for update in updates} - {0}):
             alike = [update for update in updates if update.reading.scaling == scaling]
             middle = _median(alike)
             large = middle.relative * middle.grown * rate > TOO_LARGE

@@ -196,7 +196,7 @@ def test_a_trainer_that_makes_labels_of_its_own_is_judged_by_its_batches() -> No
     first["labels"] = first["input_ids"]
     for seen in (first, {"input_ids": first["input_ids"]}, _batch(3, 4, position_ids=[[0, 1, 2]])):
         batches, origin = judged_batches([seen], [_batch(0, 16)])
-        assert batches == [seen] and origin == "the first 1 batches of the run"
+        assert batches == [seen] and origin == "the first batch of the run"
 
 
 @pytest.mark.parametrize(

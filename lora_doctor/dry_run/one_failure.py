@@ -117,5 +117,7 @@ def _with_failure(cause: Finding, failure: Finding) -> Finding:
 
 
 def _about(location: Location) -> Measurement:
-    what = "key" if location.kind == "recipe" else location.kind
-    return Measurement(f"{what} at fault", str(location), "the rule")
+    what = {"recipe": "key at fault", "environment": "what it is about"}
+    return Measurement(
+        what.get(location.kind, f"{location.kind} at fault"), str(location), "the rule"
+    )

@@ -35,7 +35,8 @@ def judged_batches(
             return list(sampled), (
                 f"{len(ours)} rows spread over the training set, through the run's own collator"
             )
-    return list(first), f"the first {len(first)} batches of the run"
+    seen = "the first batch" if len(first) == 1 else f"the first {len(first)} batches"
+    return list(first), f"{seen} of the run"
 
 
 def _without_padding(row: Row) -> tuple[tuple[int, ...], list[int], set[bool]]:
