@@ -21,6 +21,13 @@ from lora_doctor.rule_api import (
 _PROOF = Proof(
     "read", "the call in the source of the installed Trainer, and the method's parameters"
 )
+#: What has to be due for the call, and when the run ends with it.
+_ENDS = {
+    "": "as training begins",
+    "log": "at the first log",
+    "save": "at the first checkpoint",
+    "evaluate": "at the first evaluation",
+}
 
 
 class OverrideDoesNotFit(Rule):
@@ -29,24 +36,33 @@ class OverrideDoesNotFit(Rule):
 
     ## What happens
     `TypeError: CustomTrainer.compute_loss() got an unexpected keyword argument
-    'num_items_in_batch'`, in the first step.
+    'num_items_in_batch'` in the first step, `training_step() takes 3 positional arguments but 4
+    were given`, or the same of `log`, `save_model`, `_get_train_sampler` or another method, when
+    the run comes to it.
 
     ## Why
     Releases of transformers pass more arguments to their own methods than earlier ones, and a
     method that was written for an earlier release has no place for them.
 
-    The call is read in `Trainer.training_step` of the installed transformers. A class with a
-    `training_step` of its own is left alone.
+    The calls are read in the installed `Trainer`, from `train` on; what only an option reaches is
+    left out, and so is what stands in a method that the class, or the trainer of TRL that it
+    inherits, replaces without calling the inherited one. Calls in an evaluation, at a log or at a
+    checkpoint count where the arguments of the run ask for these.
 
     ## Versions
-    `compute_loss` gets `num_items_in_batch` since transformers 4.46.
+    `compute_loss` and `training_step` get `num_items_in_batch` since transformers 4.46, `log`
+    gets `start_time` since 4.47, `_get_train_sampler` the dataset since 4.52.
 
     ## Fix
-    By hand: the parameter, with a default (`num_items_in_batch=None`), or `**kwargs`.
+    By hand: the parameter, with a default (`num_items_in_batch=None`), or `**kwargs`; a method that
+    calls the inherited one hands it on.
 
     ## Links
     https://github.com/huggingface/transformers/issues/36331,
-    https://github.com/zai-org/GLM-4/issues/652
+    https://github.com/zai-org/GLM-4/issues/652,
+    https://github.com/texttron/tevatron/pull/160,
+    https://github.com/hiyouga/LlamaFactory/issues/8207,
+    https://github.com/AkaliKong/MiniOneRec/issues/15
     """
 
     code = "LD933"
@@ -56,6 +72,14 @@ class OverrideDoesNotFit(Rule):
     symptoms = (
         Symptom(
             r"\bcompute_loss\(\) got an unexpected keyword argument '\w+'", "transformers >= 4.46"
+        ),
+        Symptom(
+            r"Trainer\w*\.(?!__init__)\w+\(\) got an unexpected keyword argument "
+            r"'(?:num_items_in_batch|start_time|learning_rate|return_outputs|_internal_call)'",
+        ),
+        Symptom(
+            r"\b(?:training_step|_get_train_sampler|_maybe_log_save_evaluate|get_batch_samples"
+            r"|Trainer\w*\.log)\(\) takes (?:from )?\d.* positional arguments? .*were given",
         ),
     )
     examples = (
@@ -73,16 +97,17 @@ class OverrideDoesNotFit(Rule):
         if case.has("dry_run"):
             return  # the run called it
         for found in narrow_overrides(case.program):
-            names = quoted(found.not_taken, 3)
+            names = quoted(found.not_taken or found.not_given, 3)
+            what = "with" if found.not_taken else "without"
+            lacks = "does not take" if found.not_taken else "requires"
+            ends = _ENDS[next(iter(found.call.due), "")]
+            add = f"Add {found.not_taken[0]}=None to" if found.not_taken else "Give defaults to"
             yield self.finding(
                 "error",
-                f"The Trainer calls {found.owner}.{found.method} with {names}, which it does not "
-                "take: TypeError in the first step.",
+                f"The Trainer calls {found.owner}.{found.method} {what} {names}, which it "
+                f"{lacks}: TypeError {ends}.",
                 location=Location("file", found.place.file, found.place.line),
-                evidence=(Measurement("passed by name", names, found.call.place),),
+                evidence=(Measurement(f"called {what}", names, found.call.place),),
                 proof=_PROOF,
-                fixes=(
-                    Fix(f"Add {found.not_taken[0]}=None to the parameters of {found.method}.",
-                        "manual"),
-                ),
-            )  # fmt: skip
+                fixes=(Fix(f"{add} the parameters of {found.method}.", "manual"),),
+            )

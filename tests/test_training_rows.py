@@ -13,7 +13,7 @@ from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.training_rows import evaluated_on_trained, labels_with_padding
 from lora_doctor.recipe.program.written_rows import MOST, written_rows
-from lora_doctor.static.installed.trainer_calls import OwnCall
+from lora_doctor.static.installed import trainer_calls
 from lora_doctor.static.script.padded_labels import padded_labels
 
 _SCRIPT = """
@@ -173,30 +173,70 @@ def test_rows_are_followed_as_far_as_the_text_says(
     assert found is None or len(found) <= MOST
 
 
+_TRAINER = """
+class Trainer:
+    def train(self):
+        loader = self.get_loader()
+        self.step(self.model, loader, 4)
+        if self.args.resume:
+            self.rare(1, 2)
+
+    def get_loader(self):
+        return self.make_loader(sampler=self._get_train_sampler)
+
+    def make_loader(self, sampler=None):
+        return sampler(self.data)
+
+    def _get_train_sampler(self, rows=None): ...
+
+    def step(self, model, inputs, n):
+        self.compute_loss(model, inputs, num_items_in_batch=n)
+        if self.control.should_log:
+            self.log(model, n)
+
+    def rare(self, one, other): ...
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None): ...
+    def log(self, logs, start_time=None): ...
+"""
+
+
 @pytest.mark.parametrize(
-    ("parameters", "more", "narrow"),
+    ("own", "arguments", "narrow"),
     [
-        ("self, model, inputs, return_outputs=False", "", True),
-        ("self, model, inputs, return_outputs=False, **kwargs", "", False),
-        ("self, model, inputs, return_outputs=False, num_items_in_batch=None", "", False),
+        ("compute_loss(self, model, inputs, return_outputs=False)", "", "num_items_in_batch"),
+        ("compute_loss(self, model, inputs, return_outputs=False, **kwargs)", "", None),
         (
-            "self, model, inputs, return_outputs=False",
-            "    def training_step(self, model, inputs, n=None): ...\n",
-            False,
+            "compute_loss(self, model, inputs, return_outputs=False, *, num_items_in_batch)",
+            "",
+            None,
         ),
+        ("compute_loss(self, model, inputs, other, num_items_in_batch)", "", "other"),
+        ("step(self, m, batch, n): ...\n    def compute_loss(self, m, batch)", "", None),
+        (
+            "step(self, m, batch): super().step(m, batch)\n    def compute_loss(self, m, batch)",
+            "",
+            "n num_items_in_batch",
+        ),
+        ("log(self, logs)", "logging_steps=1", "start_time"),
+        ("log(self, logs)", "logging_steps=9, max_steps=5", None),
+        ("log(self, logs)", "logging_strategy='no', logging_steps=1", None),
+        ("log(self, logs, *args)", "logging_steps=1", None),
+        ("_get_train_sampler(self)", "", "rows"),
+        ("rare(self, one)", "", None),
+        ("wrapped(self): ...\n    @wrapped\n    def compute_loss(self, m, batch)", "", None),
     ],
 )
 def test_a_method_that_takes_less_than_the_trainer_gives(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    parameters: str,
-    more: str,
-    narrow: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, arguments: str, narrow: str | None
 ) -> None:
-    """A class with a step of its own calls its methods itself."""
-    asked = OwnCall("compute_loss", 2, ("num_items_in_batch",), "transformers/trainer.py:1")
-    monkeypatch.setattr(overrides, "step_calls", lambda: (asked,))
-    rows = f"class Own(Trainer):\n    def compute_loss({parameters}): ...\n{more}"
-    rows += "Own(model, TrainingArguments('out'), train_dataset=[]).train()"
+    """In the class that is made or in one that it inherits; of what a step of its own calls, only
+    the inherited step knows how."""
+    monkeypatch.setattr(trainer_calls, "installed_text", lambda path: _TRAINER)
+    trainer_calls._methods.cache_clear()
+    rows = f"class Own(Trainer):\n    def {own}: ...\nclass Made(Own): ...\n"
+    rows += f"Made(model, TrainingArguments('out', {arguments}), train_dataset=[]).train()"
     found = list(overrides.narrow_overrides(_read(tmp_path, rows, "train_dataset=[]")))
-    assert [one.not_taken for one in found] == [("num_items_in_batch",)] * narrow
+    trainer_calls._methods.cache_clear()
+    assert [name for one in found for name in (*one.not_taken, *one.not_given)] == (
+        narrow.split() if narrow else []
+    )
