@@ -109,7 +109,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``require_named_layers`` (for one that is put on no layers), ``offered_layers``,
     ``name_groups``, ``names_in``, ``expression_ends``, ``suffix``, ``cover_of``, ``same_job``,
     ``beyond``, ``naming``, ``means_mlp``, ``side_towers``, ``target_entries``,
-    ``unmatched_targets``, ``unmatched_entries``, ``targets_without``, ``edits_without``,
+    ``mended_expression``, ``unmatched_targets``, ``unmatched_entries``, ``targets_without``,
+    ``edits_without``,
     ``edits_excluding``, ``at_an_end``, ``excluding``, ``pattern_of``, ``without_lookahead``;
     ``asks_for_adapter``: whether the recipe asks for one at all. ``entries_for``: the entries of
     ``modules_to_save`` that mean these modules.
@@ -147,6 +148,7 @@ from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
 from lora_doctor.proposal.expression_ends import expression_ends
+from lora_doctor.proposal.expression_slip import mended_expression
 from lora_doctor.proposal.saved_modules import entries_for
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
@@ -611,6 +613,7 @@ __all__ = [
     "made_trainer",
     "may_initialise",
     "means_mlp",
+    "mended_expression",
     "merged_after_wrapping",
     "merged_and_dropped",
     "merged_into_adapter_folder",

@@ -18,6 +18,7 @@ from lora_doctor.rule_api import (
     Symptom,
     beyond,
     cover_of,
+    mended_expression,
     name_groups,
     naming,
     offered_layers,
@@ -52,7 +53,8 @@ class NoTargetMatches(Rule):
 
     ## Fix
     The names of this model's layers for the same roles (attention, MLP). Where the roles cannot be
-    recognised from the names, all linear layers of the language tower, which is unsafe. Where this
+    recognised from the names, all linear layers of the language tower, which is unsafe. A regular
+    expression that is one letter away from layers of this model is kept but for that. Where this
     model computes several roles in one layer (queries, keys and values), that layer is the only way
     to train one of them; the fix says what it trains as well.
 
@@ -103,6 +105,12 @@ class NoTargetMatches(Rule):
             "arch:camembert",
             {"target_modules": None, "model_class": "AutoModelForCausalLM"},
             why="no targets, and PEFT has none for it: only layers that are trained are named",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": r".*\.self_attn\.(q|v)_prj"},
+            why="a letter is missing in an expression, which is put right as it stands",
         ),
         Example("broken", "arch:bloom", {"target_modules": ["q_proj", "v_proj"]}),
         Example(
@@ -186,7 +194,7 @@ class NoTargetMatches(Rule):
             proof=Proof(
                 "executed", ("PEFT refused the config on the full-size model, on the meta device")
             ),
-            fixes=_fixes(structure, entries, cover),
+            fixes=_fixes(structure, case.recipe.get("target_modules"), entries, cover),
             explains=("attaches",),
         )
 
@@ -228,7 +236,18 @@ def _asks_for_targets(structure: Structure) -> bool:
     return error is not None and "target_modules" in error.message
 
 
-def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[Fix, ...]:
+def _fixes(
+    structure: Structure, written: object, entries: list[str], cover: list[str]
+) -> tuple[Fix, ...]:
+    mended = mended_expression(structure, written) if isinstance(written, str) else None
+    if mended is not None:
+        return (
+            Fix(
+                f"Write {mended} instead of {written}.",
+                "safe",
+                (Edit("target_modules", mended),),
+            ),
+        )
     if not cover:
         return (
             Fix("Set target_modules to layers of this model; the evidence lists them.", "manual"),
