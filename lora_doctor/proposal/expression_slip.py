@@ -32,7 +32,7 @@ def mended_expression(structure: Structure, expression: str) -> str | None:
         return None
     layers = offered_layers(structure)
     by_words = _by_words(structure, expression)
-    found = {}
+    found: dict[frozenset[str], str] = {}
     for candidate in [by_words] if by_words != expression else _one_letter(expression, layers):
         matched = _matched(structure, candidate)
         if matched and matched <= {group.pattern for group in layers} and _whole(candidate, layers):

@@ -32,6 +32,7 @@ from lora_doctor.dry_run.acts import (
     sharding,
     tokenizers,
     trainer,
+    triton_kernels,
     zero,
 )
 from lora_doctor.dry_run.acts.acting import Acting
@@ -41,7 +42,7 @@ from lora_doctor.guest.session import Session
 _ACTS = (garbage, failures, processes, folders, generation, outputs, lightning_files, hub, devices,
          gpu_facts, arguments, compiling, loading, adapters, sharding, zero, saved_adapters,
          saved_models, replicas, data, data_sets, several_adapters, loops, gradients, trainer, sets,
-         accumulation, tokenizers)  # fmt: skip
+         accumulation, tokenizers, triton_kernels)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

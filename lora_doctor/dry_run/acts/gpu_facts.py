@@ -1,7 +1,8 @@
 """What a script asks torch about its GPU, on a machine that has none.
 
 The answers are those of a GPU with bfloat16, as for scripts that are only read: what the script
-decides by them is then what it decides where it will run. Libraries get torch's own answers.
+decides by them is then what it decides where it will run. Libraries get torch's own answers, but
+for one: which half precision a framework takes for ``auto``, or refuses, is a setting of the run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,31 @@ _WITHOUT_EFFECT = ("reset_peak_memory_stats", "reset_max_memory_allocated", "ipc
 def prepare(acting: Acting) -> None:
     """Once torch is there, and sees no GPU."""
     acting.after("torch", lambda module: _without_gpu(acting, module))
+    acting.after("transformers.utils.import_utils", lambda module: _bfloat16(acting, module))
+
+
+def _bfloat16(acting: Acting, module: ModuleType) -> None:
+    """What transformers tells axolotl and LLaMA-Factory: it asks the GPU that is not here."""
+
+    def answered(original: Any) -> bool:
+        import torch
+
+        if acting.in_contract or torch.cuda.is_available():
+            return bool(original())
+        if (library := _asked_by()) != "transformers":
+            text = f"this machine has no GPU: {library} is told of one with bfloat16"
+            acting.note("cpu", text, once="gpu facts")
+        return True
+
+    acting.replaced.around(module, "is_torch_bf16_gpu_available", answered)
+
+
+def _asked_by() -> str:
+    """The package, or the user's module, whose line calls what is replaced here."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_of_guest(frame.f_code.co_filename):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _without_gpu(acting: Acting, torch: ModuleType) -> None:
