@@ -280,13 +280,21 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
     except Exception as error:
         raise ConfigError(
             f"{Path(folder) / 'config.json'} is refused by transformers: "
-            f"{single_line(str(error), 300)}",
+            f"{single_line(str(error), 300)}{_behind(error)}",
             remedy=missing_remedy(error),
         ) from error
     for name, value in source.get("entries", {}).items():
         if hasattr(config, name):  # from_pretrained hands it to the config
             setattr(config, name, value)
     return config, ()
+
+
+def _behind(error: BaseException) -> str:
+    """What an import came to its end by, where the exception only says that it did."""
+    first = error
+    while isinstance(first, ImportError) and first.__cause__ is not None:
+        first = first.__cause__
+    return "" if first is error else f" ({type(first).__name__}: {single_line(str(first), 200)})"
 
 
 def unknown_entry(config: Any, source: Mapping[str, Any]) -> str:
