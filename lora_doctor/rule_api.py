@@ -73,7 +73,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``blind_rewards``, ``distances_rewarded`` and ``refused_rewards`` (``RefusedReward``): reward
     functions that read no completion, return a distance, or are called with other arguments;
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
-    little;
+    little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
     made of.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -229,6 +229,7 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
+    from lora_doctor.recipe.program.hooks import UnfitHook, unfit_hooks
     from lora_doctor.recipe.program.initialising import may_initialise
     from lora_doctor.recipe.program.launch import Launch, is_certain
     from lora_doctor.recipe.program.made_arguments import made_arguments
@@ -367,6 +368,7 @@ _LAZY = {
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
+        "recipe.program.hooks": ("UnfitHook", "unfit_hooks"),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "merged_after_wrapping", "merges", "optimizer_too_early", "prepared_after_adapters",
@@ -558,6 +560,7 @@ __all__ = [
     "TrainedOn",
     "TrainingScript",
     "TrainingSignal",
+    "UnfitHook",
     "UnknownArgument",
     "UntrustedCode",
     "UnusedAdapterReading",
@@ -654,6 +657,7 @@ __all__ = [
     "targets_without",
     "trained_in_eval_mode",
     "trained_in_turn",
+    "unfit_hooks",
     "unknown_arguments",
     "unmatched_entries",
     "unmatched_targets",
