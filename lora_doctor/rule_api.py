@@ -74,6 +74,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     functions that read no completion, return a distance, or are called with other arguments;
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
+    ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
     ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
     made of.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -210,6 +211,7 @@ if TYPE_CHECKING:
         saved_as_base,
         trained_in_turn,
     )
+    from lora_doctor.recipe.program.all_splits import SplitsAsRows, splits_as_rows
     from lora_doctor.recipe.program.best_metric import metrics_not_computed
     from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
@@ -368,6 +370,7 @@ _LAZY = {
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
+        "recipe.program.all_splits": ("SplitsAsRows", "splits_as_rows"),
         "recipe.program.hooks": ("UnfitHook", "unfit_hooks"),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
@@ -545,6 +548,7 @@ __all__ = [
     "SideFiles",
     "Slip",
     "SpacingReading",
+    "SplitsAsRows",
     "SpreadTwice",
     "Stacked",
     "StackedAdapter",
@@ -649,6 +653,7 @@ __all__ = [
     "sets_padding_id",
     "sharded",
     "side_towers",
+    "splits_as_rows",
     "spread_twice",
     "storage_dtype",
     "streamed_without_steps",
