@@ -37,6 +37,9 @@ class ArgumentsRefused(Rule):
     A framework's file goes through that framework's own parser; if it is not installed, the
     Trainer's arguments in the file go through the parser of transformers.
 
+    Callbacks of transformers that the trainer is given are asked as well: `EarlyStoppingCallback`
+    raises AssertionError when training begins without evaluations, or without a metric.
+
     ## Versions
     What the installed release rejects. Errors about this machine (no GPU), about the number of
     processes or about a missing package are not reported.
@@ -72,6 +75,9 @@ class ArgumentsRefused(Rule):
             "TRL",
             alone=True,
         ),
+        Symptom(
+            r"EarlyStoppingCallback requires (?:metric_for_best_model|load_best|IntervalStrategy)"
+        ),
         Symptom(r"You can't use 8 bit and 4 bit precision at the same time", "TRL"),
         Symptom(r"At most one of fp16 and bf16 can be True"),
         Symptom(r"requires either non-zero --eval_steps|requires non-zero --logging_steps"),
@@ -91,6 +97,13 @@ class ArgumentsRefused(Rule):
             requires={"transformers": ">=4.46"},  # Phi-3, and eval_strategy in the healthy one
             depth="meta",
             why="save and evaluation strategies differ",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/stopped_early_without_metric.py",
+            requires={"transformers": ">=4.46"},
+            depth="meta",
+            why="EarlyStoppingCallback needs evaluations and a metric",
         ),
         Example(
             "healthy",

@@ -252,7 +252,10 @@ class MetaEvidence(WrittenEvidence):
             AskedArguments,
             self.asked,
             self.settings.limits.of_meta(),
-            calls=[{"name": call.name, "values": call.values} for call in calls],
+            calls=[
+                {"name": call.name, "values": call.values, "callbacks": call.callbacks}
+                for call in calls
+            ],
             framework=framework,
             entries=entries,
         )

@@ -48,7 +48,7 @@ def gather(
 
     Args:
         source, recipe, patches: as every task has them; not used.
-        calls: ``{"name", "values"}`` of each call of a program that makes arguments.
+        calls: ``{"name", "values", "callbacks"}`` of each call of a program that makes arguments.
         framework: the framework's name on PyPI; empty without a set-up.
         entries: those of its set-up.
     """
@@ -61,7 +61,10 @@ def gather(
                 continue
             asked += 1
             values = {**call["values"], **here(cls, folder)}
-            refusals += _refusals(number, cls.__name__, call["name"], lambda: cls(**values))  # noqa: B023
+            found = [*_refusals(number, cls.__name__, call["name"], lambda: cls(**values))]  # noqa: B023
+            if not found:
+                found = [*_of_callbacks(number, cls(**values), call["callbacks"])]
+            refusals += found
         parse = _PARSERS.get(framework)
         if parse is not None:
             asked += 1
@@ -88,6 +91,24 @@ def _refusals(number: int, by: str, name: str, make: Callable[[], object]) -> It
     message = " ".join(message.split())
     if message and not NOT_THEIRS.search(message) and not _runs_on_more_processes(make):
         yield Refusal(number, by, release(name.partition(".")[0]), kind, message[:400])
+
+
+def _of_callbacks(
+    number: int, made: object, callbacks: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Iterator[Refusal]:
+    """What the library's own callbacks say of the arguments when training begins."""
+    transformers = importlib.import_module("transformers")
+    for name, values in callbacks:
+        kind = name.rpartition(".")[2]
+        owner = getattr(transformers, kind, None)
+        if owner is None:
+            continue
+
+        def begin(owner: Any = owner, values: Mapping[str, Any] = values) -> None:
+            state, control = transformers.TrainerState(), transformers.TrainerControl()
+            owner(**values).on_train_begin(made, state, control)
+
+        yield from _refusals(number, kind, name, begin)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.recipe.program.objects import settings_of, top
+from lora_doctor.recipe.program.objects import is_trainer, settings_of, top
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
     Call,
     Instance,
+    Items,
     NotPlainError,
     ReferenceName,
     Thing,
     Unknown,
     Value,
+    constant,
     plain,
 )
 
@@ -37,6 +39,8 @@ class MadeArguments:
     #: The arguments, as JSON.
     values: dict[str, Any]
     place: Place
+    #: Callbacks of transformers of the trainer that takes them: the class, and its arguments.
+    callbacks: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def made_arguments(setup: Setup) -> list[MadeArguments]:
@@ -45,7 +49,35 @@ def made_arguments(setup: Setup) -> list[MadeArguments]:
     if any(top(call.name) == "unsloth" for call in setup.program.calls):
         return []  # it patches the classes
     pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
-    return [one for one in _made(setup) if top(one.name) not in pinned]
+    found = [one for one in _made(setup) if top(one.name) not in pinned]
+    callbacks = _callbacks_by_place(setup)
+    return [replace(one, callbacks=tuple(callbacks.get(one.place, ()))) for one in found]
+
+
+def _callbacks_by_place(setup: Setup) -> dict[Place, list[tuple[str, dict[str, Any]]]]:
+    """Those of each trainer, by where its arguments are made."""
+    found: dict[Place, list[tuple[str, dict[str, Any]]]] = {}
+    for call in setup.program.calls:
+        listed, args = call.value("callbacks"), call.value("args", 1)
+        if not (call.certain and is_trainer(call) and isinstance(listed, Items)):
+            continue
+        if isinstance(args, Thing):
+            made = [_callback(item) for item in listed.items]
+            found.setdefault(args.call.place, []).extend(one for one in made if one is not None)
+    return found
+
+
+def _callback(value: Value) -> tuple[str, dict[str, Any]] | None:
+    """One whose class is transformers' own, with arguments that are all known."""
+    call = value.call if isinstance(value, Thing) else None
+    if call is None or call.heir is not None or call.positional or call.open is not None:
+        return None
+    if top(call.name) != "transformers" or not call.name.endswith("Callback") or not call.certain:
+        return None
+    try:
+        return call.name, {name: constant(one.value) for name, one in call.keywords.items()}
+    except NotPlainError:
+        return None
 
 
 def _made(setup: Setup) -> Iterator[MadeArguments]:
