@@ -1,4 +1,4 @@
-"""LD649: a combination of adapters is saved and cannot be loaded."""
+"""LD649: an adapter that was combined or swapped in is saved and cannot be loaded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from lora_doctor.rules._adapter_steps import PROOF, at, call, faults
 
 
 class CombinedAdapterNotLoadable(Rule):
-    """The adapter that `add_weighted_adapter` made is saved with a config that it does not fit.
+    """The adapter that `add_weighted_adapter` or `hotswap_adapter` made is saved with a config that
+    it does not fit.
 
     ## What happens
-    Combining and saving work. `PeftModel.from_pretrained` of the saved adapter raises a size
-    mismatch.
+    Combining, swapping and saving work. `PeftModel.from_pretrained` of the saved adapter raises a
+    size mismatch.
 
     ## Why
     `linear`, `ties` and their kind keep the rank that each module had, and the config of the
-    combination has one rank for all: the `rank_pattern` of its parts is dropped.
+    combination has one rank for all: the `rank_pattern` of its parts is dropped. `hotswap_adapter`
+    takes tensors of another rank and leaves the config of the adapter that was there before.
 
     ## Versions
     Depends on the installed PEFT: the shapes that are saved are compared with those that loading
@@ -25,19 +27,20 @@ class CombinedAdapterNotLoadable(Rule):
 
     ## Fix
     By hand: combine with `cat` or `svd`, or merge the combination at once instead of saving it.
+    What was swapped in is in its own folder already.
 
     ## Links
-    https://github.com/huggingface/peft/issues/3737
+    https://github.com/huggingface/peft/issues/3737, https://github.com/huggingface/peft/issues/3581
     """
 
     code = "LD649"
     name = "combined-adapter-not-loadable"
-    summary = "A combination of adapters is saved and cannot be loaded."
+    summary = "An adapter that was combined or swapped in is saved and cannot be loaded."
     depth = "meta"
     symptoms = (
         Symptom(
             r"size mismatch for \S+lora_[AB]\.\S+",
-            context=r"add_weighted_adapter|rank_pattern",
+            context=r"add_weighted_adapter|rank_pattern|hotswap_adapter",
             weight=-1,
         ),
     )
@@ -57,7 +60,7 @@ class CombinedAdapterNotLoadable(Rule):
             count, _, detail = fault.detail.partition(": ")
             yield self.finding(
                 "error",
-                f"{step.code} saves the combined adapter {fault.adapters[0]!r}, which cannot be "
+                f"{step.code} saves the adapter {fault.adapters[0]!r}, which cannot be "
                 f"loaded: {count} of its tensors do not fit its config ({detail}).",
                 location=at(step),
                 evidence=(
@@ -68,7 +71,8 @@ class CombinedAdapterNotLoadable(Rule):
                 fixes=(
                     Fix(
                         'Combine with combination_type="cat" or "svd"; or merge the combination '
-                        "(merge_and_unload) and save the merged model.",
+                        "(merge_and_unload) and save the merged model. An adapter that was swapped "
+                        "in is saved already: in the folder that it came from.",
                         "manual",
                     ),
                 ),

@@ -110,6 +110,46 @@ def test_weights_of_another_adapter(targets: str, faults: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("one", "two", "saved", "faults"),
+    [
+        ("plain", "plain", True, []),
+        ("plain", "pattern", False, ["rescaled"]),
+        ("plain", "other_rank", False, []),
+        ("plain", "other_rank", True, ["not-loadable"]),
+        ("other_rank", "plain", True, []),
+    ],
+)
+@pytest.mark.skipif(Version(version("peft")) < Version("0.18"), reason="takes no other ranks")
+def test_swapped_is_as_loaded(
+    one: str, two: str, saved: bool, faults: list[str], tmp_path: Path
+) -> None:
+    """The factor of each layer, and the config that is saved, are those of what was swapped in."""
+    text = (
+        "from peft.utils.hotswap import hotswap_adapter\n"
+        'model = PeftModel.from_pretrained(base, "{one}")\n'
+        'hotswap_adapter(model, "{two}", "default")\n' + SAVED * saved
+    )
+    found = faults_of(steps_of(text, tmp_path, one=one, two=two))
+    assert [fault["kind"] for fault in found] == faults
+
+
+@pytest.mark.parametrize("call", ["set_adapter", "save_pretrained"])
+@pytest.mark.skipif(Version(version("peft")) < Version("0.16"), reason="an older PEFT")
+def test_what_cannot_be_saved(call: str, tmp_path: Path) -> None:
+    """A model with adapters of several kinds has no file, and an unknown adapter is refused."""
+    mixed = (
+        "from peft import LoHaConfig\n"
+        "config = LoraConfig(r=4, target_modules=['q_proj'])\n"
+        "model = get_peft_model(base, config, 'one', mixed=True)\n"
+        "model.add_adapter('two', LoHaConfig(r=4, target_modules=['q_proj']))\n"
+        "model.set_adapter(['one', 'two'])\n"
+    )
+    refused = ["refused"] if call == "save_pretrained" else []
+    text = mixed + SAVED * bool(refused)
+    assert [one["kind"] for one in faults_of(steps_of(text, tmp_path))] == refused
+
+
+@pytest.mark.parametrize(
     ("named", "lost"), [("['one', 'two']", "two"), ("['two']", "two"), ("['one']", "")]
 )
 @pytest.mark.skipif(Version(version("peft")) < Version("0.16"), reason="an older PEFT refuses it")

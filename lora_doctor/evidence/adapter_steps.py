@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.static.adapter_files import read_adapter
 
 _COMBINES = "add_weighted_adapter"
+_SWAPS = "hotswap_adapter"
 #: Relative to the largest output of the layer; measured on plain LoRA: 2e-7.
 _TOLERANCE = 1e-3
 _WIDTH, _MOST_RANK, _SPREAD = 16, 8, 0.3
@@ -78,6 +80,8 @@ class _Run:
     known: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     combined: set[str] = field(default_factory=set)
+    #: Adapters that a call has given the weights of others.
+    swapped: set[str] = field(default_factory=set)
     #: Adapters that the program has deleted itself.
     deleted: set[str] = field(default_factory=set)
 
@@ -97,6 +101,7 @@ class _Run:
         method = step["method"]
         before = set(getattr(self.model, "peft_config", {}))
         if method == "save_pretrained":
+            self._saved(step)
             self.faults += self._unloadable(number, step)
             self.used |= set(self.known)
             return
@@ -116,6 +121,20 @@ class _Run:
         if method == _COMBINES:
             self.combined |= set(self.model.peft_config) - before
             self.faults += altered
+        elif method == _SWAPS:
+            self.faults += self._rescaled(number, step)
+        self._judge(number, step, merged, whole, result)
+
+    def _judge(
+        self,
+        number: int,
+        step: Mapping[str, Any],
+        merged: Sequence[str],
+        whole: Mapping[str, Mapping[int, str]],
+        result: Any,
+    ) -> None:
+        """What became of the adapters by a call that takes, merges or chooses them."""
+        method = step["method"]
         if method == "merge_and_unload":
             if self._argument(step, "adapter_names", None) is None:  # else it is a choice
                 self.faults += self._left_out(number)
@@ -144,7 +163,7 @@ class _Run:
         elif method == "load_adapter":
             with _weights_of(step["folder"]):
                 self.model.load_adapter(step["folder"], *positional, **keywords, torch_device="cpu")
-        elif method == "hotswap_adapter":
+        elif method == _SWAPS:
             swap = importlib.import_module("peft.utils.hotswap").hotswap_adapter
             with _weights_of(step["folder"]):
                 swap(self.model, step["folder"], *positional, **keywords)
@@ -186,24 +205,58 @@ class _Run:
                 yield StepFault(number, "left-out", tuple(lost), "active", merged=tuple(merged))
                 return
 
+    def _saved(self, step: Mapping[str, Any]) -> None:
+        """Saves the adapters as each process but the first does: without the files."""
+        if not hasattr(self.model, "peft_config"):
+            return
+        chosen = _names(self._argument(step, "selected_adapters", None)) or None
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self.model.save_pretrained(
+                    folder,
+                    selected_adapters=chosen,
+                    save_embedding_layers=False,
+                    is_main_process=False,
+                )
+            except Exception as error:
+                raise _RefusedError(error) from error
+
+    def _rescaled(self, number: int, step: Mapping[str, Any]) -> Iterator[StepFault]:
+        """What was swapped in, where it is scaled in another way than when it is loaded."""
+        import peft
+
+        name = self._argument(step, "adapter_name", 0)
+        self.swapped.add(name)
+        with _weights_of(step["folder"]):
+            loaded = peft.PeftModel.from_pretrained(
+                self._base(), step["folder"], adapter_name=name, torch_device="cpu"
+            )
+        detail = _other_scaling(_scalings(self.model, name), _scalings(loaded, name))
+        if detail:
+            yield StepFault(number, "rescaled", (name,), detail)
+
     def _unloadable(self, number: int, step: Mapping[str, Any]) -> Iterator[StepFault]:
-        """Combined adapters whose tensors have other shapes than their config makes."""
+        """Combined or swapped adapters whose tensors have other shapes than their config makes, or
+        that it scales in another way."""
         import peft
 
         if not hasattr(self.model, "peft_config"):
             return
         chosen = _names(self._argument(step, "selected_adapters", None)) or self.known
         for name in chosen:
-            if name not in self.combined:
+            if name not in self.combined | self.swapped:
                 continue
             config = copy.deepcopy(self.model.peft_config[name])
             fresh = peft.get_peft_model(self._base(), config, adapter_name=name)
             own, made = _shapes(self.model, name), _shapes(fresh, name)
             other = [key for key in own if own[key] != made.get(key)]
+            scaled = _other_scaling(_scalings(self.model, name), _scalings(fresh, name))
             if other:
                 key = other[0]
                 detail = f"{key} is saved as {list(own[key])}, and loading makes {made.get(key)}"
                 yield StepFault(number, "not-loadable", (name,), f"{len(other)}: {detail}")
+            elif scaled and name in self.swapped:
+                yield StepFault(number, "rescaled", (name,), scaled)
 
 
 def _whole_modules(model: Any) -> dict[str, dict[int, str]]:
@@ -255,6 +308,25 @@ def _shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
 
     state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _scalings(model: Any, name: str) -> dict[str, float]:
+    """Path of each adapted layer, with the factor of this adapter there."""
+    found = ((path, getattr(module, "scaling", None)) for path, module in model.named_modules())
+    return {
+        path: float(factors[name])
+        for path, factors in found
+        if isinstance(factors, Mapping) and name in factors
+    }
+
+
+def _other_scaling(own: Mapping[str, float], loaded: Mapping[str, float]) -> str:
+    """Where the two differ, in words; empty where they agree."""
+    other = [path for path, factor in loaded.items() if own.get(path, factor) != factor]
+    if not other:
+        return ""
+    path = other[0]
+    return f"{len(other)} of {len(loaded)}: {path} by {own[path]:g} instead of {loaded[path]:g}"
 
 
 def _is_of_peft(report: ErrorReport) -> bool:

@@ -15,9 +15,11 @@ class StepFault:
     #: Number of the call, from 0.
     step: int
     #: ``refused``: PEFT raises. ``altered``: a combined adapter is not what its parts give.
-    #: ``not-loadable``: a combined adapter, saved, does not fit the config that is saved with it.
+    #: ``not-loadable``: a combined or swapped adapter, saved, does not fit the config beside it.
     #: ``left-out``: what is merged leaves out adapters that were loaded for it.
-    kind: Literal["refused", "altered", "not-loadable", "left-out"]
+    #: ``rescaled``: an adapter that was swapped in, or is saved after that, has another scaling
+    #: than loading gives it.
+    kind: Literal["refused", "altered", "not-loadable", "left-out", "rescaled"]
     #: The adapters that it is about.
     adapters: tuple[str, ...] = ()
     #: What was measured, or the tensors that do not fit. Of what is left out: ``taken off``,
