@@ -29,7 +29,7 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._ablation import holds, with_edits
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import UnusedAdapterReading
+    from lora_doctor.rule_api import UnusedAdapterReading, Verification
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
@@ -45,6 +45,8 @@ _MODALITIES = {
 }
 #: Reasons that no other batch takes away.
 _WHATEVER_THE_BATCH = ("weight-read", "no-grad", "unused")
+#: Reasons for which not one adapter may learn; of the others the batch or the loss is the cause.
+_OFF_THE_WAY = ("weight-read", "no-grad")
 
 
 class AdaptersThatLearnNothing(Rule):
@@ -150,6 +152,13 @@ class AdaptersThatLearnNothing(Rule):
             why="no other kind of adapter acts there either",
             requires={"transformers": ">=5"},
         ),
+        Example(
+            "broken",
+            "tests.models:torch_attention",
+            {"target_modules": ["out_proj"]},
+            why="torch's attention reads the weight of out_proj, so nothing at all learns",
+        ),
+        Example("healthy", "tests.models:torch_attention", {"target_modules": ["after"]}),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
         Example(
             "healthy",
@@ -170,7 +179,7 @@ class AdaptersThatLearnNothing(Rule):
         if "gradients" in case.explained:
             return
         seen = case.verification
-        if not seen.gradients_counted:
+        if not seen.gradients_counted and not _loss_without_gradients(seen):
             raise EvidenceError(
                 "the training contract stopped before all gradients had been counted"
             )
@@ -178,7 +187,7 @@ class AdaptersThatLearnNothing(Rule):
             return  # what gets none is left over by the method itself, such as Shadow's last state
         unused = seen.observations.unused_adapters
         learning = any(group.with_gradient for group in seen.adapters)
-        if not learning and not (unused and all(one.why == "no-grad" for one in unused)):
+        if not learning and not (unused and all(one.why in _OFF_THE_WAY for one in unused)):
             return  # nothing learns at all: another cause
         missed = {path for patch in seen.observations.instance_patches for path in patch.bypassed}
         if case.recipe.get("gradient_checkpointing") and _of(unused, "no-grad"):
@@ -231,6 +240,13 @@ class AdaptersThatLearnNothing(Rule):
             fixes=(_fix(case, why, readings, shown),),
             explains=("gradients", "adapters-move"),
         )
+
+
+def _loss_without_gradients(seen: Verification) -> bool:
+    """Whether the forward ran, and nothing that it returned depends on what is trained."""
+    failure = seen.failure
+    ended = failure is not None and failure.check == "gradients"
+    return ended and failure is not None and "does not require grad" in failure.message
 
 
 def _not_by_reentrance(
@@ -287,6 +303,12 @@ def _fix(
     case: Case, why: str, readings: Sequence[UnusedAdapterReading], names: Sequence[str]
 ) -> Fix:
     if not any(group.with_gradient for group in case.verification.adapters):
+        if why == "weight-read":
+            return Fix(
+                "Adapt the module that uses this weight, if PEFT can, or layers that are called: "
+                "no adapter learns.",
+                "manual",
+            )
         return Fix(
             "Run the module that holds the adapters with gradients enabled: it is called under "
             "torch.no_grad() or set_grad_enabled(False), so no adapter learns.",

@@ -622,6 +622,46 @@ def queries_that_begin_as_zeros() -> Any:
     return Decoder(), {"x": torch.randn(4, 8), "target": torch.randn(4, 8)}
 
 
+def linear_with_own_attribute() -> Any:
+    """Two linear layers; the forward multiplies by a number that one of them carries."""
+    import torch
+
+    class Scaled(torch.nn.Linear):
+        factor = 2.0
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = torch.nn.Linear(8, 16)
+            self.scaled = Scaled(16, 8)
+
+        def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            outputs = self.scaled(self.plain(inputs)) * self.scaled.factor
+            return {"loss": outputs.pow(2).mean(), "outputs": outputs}
+
+    return Model(), {"inputs": torch.randn(4, 8)}
+
+
+def torch_attention() -> Any:
+    """Torch's own attention, which reads the weight of its ``out_proj``, and a linear layer."""
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.after = nn.Linear(16, 16)
+
+        def forward(self, x: Any) -> dict[str, Any]:
+            hidden, _ = self.attention(x, x, x, need_weights=False)
+            logits = self.after(hidden)
+            return {"loss": (logits - x).pow(2).mean(), "logits": logits}
+
+    torch.manual_seed(0)
+    return Model(), {"x": torch.randn(2, 4, 16)}
+
+
 def linear_in_groups() -> Any:
     """A layer that inherits from ``nn.Linear`` and applies its rows in two groups."""
     import torch
