@@ -62,7 +62,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``written_values``: the single values that the user's file hands to a config or to such
-    arguments (``WrittenValue``), of which ``misused_values`` tells what fails (``MisusedValue``);
+    arguments (``WrittenValue``), of which ``misused_values`` tells what fails (``MisusedValues``, each a ``MisusedValue``);
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
@@ -291,7 +291,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.long_row import LongRow
     from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
-    from lora_doctor.results.misused_values import MisusedValue
+    from lora_doctor.results.misused_values import MisusedValue, MisusedValues
     from lora_doctor.results.observations import (
         ActivationReading,
         AttentionReading,
@@ -419,7 +419,7 @@ _LAZY = {
         "results.plain_weights": ("PlainWeights",),
         "results.processes": ("EmptyWeights", "Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
-        "results.misused_values": ("MisusedValue",),
+        "results.misused_values": ("MisusedValue", "MisusedValues"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
         "results.refused_trainer": ("AskedTrainer",),
@@ -506,6 +506,7 @@ __all__ = [
     "MemoryPlan",
     "MemoryVariant",
     "MisusedValue",
+    "MisusedValues",
     "ModelClassError",
     "ModelSource",
     "ModuleGroup",

@@ -42,8 +42,9 @@ class NarrowOverride:
     method: str
     #: Where it is defined.
     place: Place
-    #: Arguments that it does not take, and those that it needs and is not given.
+    #: Arguments that it does not take.
     not_taken: tuple[str, ...]
+    #: Those that it needs and is not given.
     not_given: tuple[str, ...]
     #: How the installed Trainer calls it.
     call: OwnCall
