@@ -62,7 +62,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``written_values``: the single values that the user's file hands to a config or to such
-    arguments (``WrittenValue``), of which ``misused_values`` tells what fails (``MisusedValues``, each a ``MisusedValue``);
+    arguments (``WrittenValue``), of which ``misused_values`` (``MisusedValues``) tells what fails
+    (``MisusedValue``);
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
