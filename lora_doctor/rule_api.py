@@ -76,6 +76,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
+    ``labels_decoded``: metrics that decode labels with their -100;
     ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
     made of.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -273,6 +274,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.training_rows import (
         TrainedOn,
         evaluated_on_trained,
+        labels_decoded,
         labels_with_padding,
     )
     from lora_doctor.recipe.program.untrusted_code import UntrustedCode, untrusted_code
@@ -396,7 +398,7 @@ _LAZY = {
             "losses_without_gradients", "trained_in_eval_mode",
         ),
         "recipe.program.training_rows": (
-            "TrainedOn", "evaluated_on_trained", "labels_with_padding",
+            "TrainedOn", "evaluated_on_trained", "labels_decoded", "labels_with_padding",
         ),
         "recipe.program.untrusted_code": ("UntrustedCode", "untrusted_code"),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
@@ -613,6 +615,7 @@ __all__ = [
     "is_certain",
     "kept_budgets",
     "known_architectures",
+    "labels_decoded",
     "labels_with_padding",
     "loaded_frozen",
     "loaded_onto_adapters",

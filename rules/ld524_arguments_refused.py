@@ -18,6 +18,7 @@ from lora_doctor.rule_api import (
     SetUp,
     Symptom,
     made_arguments,
+    metrics_not_computed,
     written_values,
 )
 from lora_doctor.rules._set_up import located, remarks
@@ -119,6 +120,8 @@ class ArgumentsRefused(Rule):
         for refusal in case.refused_arguments.refusals:
             if _is_reported_by_another(case, refusal):
                 continue
+            if refusal.by.endswith("Callback") and any(metrics_not_computed(case.program)):
+                continue  # LD587
             yield self.finding(
                 "error",
                 f"{refusal.by} rejects these values: {refusal.message}",

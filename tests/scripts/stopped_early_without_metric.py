@@ -6,7 +6,7 @@ from transformers import (
     TrainingArguments,
 )
 
-model = AutoModelForCausalLM.from_pretrained("arch:phi3")
+model = AutoModelForCausalLM.from_pretrained("examples/phi3-mini")
 model = get_peft_model(model, LoraConfig(target_modules=["qkv_proj", "o_proj"]))
 args = TrainingArguments("outputs", save_strategy="steps", save_steps=50)
 stop = EarlyStoppingCallback(early_stopping_patience=2)

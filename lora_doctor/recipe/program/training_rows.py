@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lora_doctor.recipe.program.evaluation import asked_strategy, is_of_a_library
 from lora_doctor.recipe.program.objects import is_none, settings_of, top
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.installed.signatures import signature_of
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
     Call,
@@ -21,6 +22,7 @@ from lora_doctor.static.program.values import (
     Unknown,
     Value,
 )
+from lora_doctor.static.script.decoded_labels import DecodedLabels, decoded_labels
 from lora_doctor.static.script.padded_labels import PaddedLabels, function_of, padded_labels
 
 #: Methods of a set after which it has the same rows, whatever is in them.
@@ -34,6 +36,8 @@ _KEEPS_LABELS = ("default_data_collator", "DefaultDataCollator", "DataCollatorWi
 #: ``rows["train"]`` and the like, which is the same set each time.
 _NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])+""")
 _STEPS = 50
+#: By which a collator that pads labels lets another id be chosen than -100.
+_PADS_LABELS = "label_pad_token_id"
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,44 @@ def labels_with_padding(setup: Setup) -> Iterator[tuple[Place, PaddedLabels]]:
                 yield function.unit.place_at(span.start), found
 
 
-def _labels_of(text: str) -> PaddedLabels | None:
+def labels_decoded(setup: Setup) -> Iterator[tuple[Place, DecodedLabels]]:
+    """Metrics that decode the labels with the -100 by which the trainer's collator pads them."""
+    for call in setup.program.calls:
+        if not is_of_a_library(call) or top(call.name) != "transformers" or not call.certain:
+            continue
+        metric = call.value("compute_metrics")
+        if call.open is not None or not isinstance(metric, Function):
+            continue
+        if is_none(call.value("eval_dataset", 4)) or not _pads_with_ignored(call):
+            continue
+        span = metric.unit.span(metric.node)
+        function = _function_in(span.text)
+        found = decoded_labels(function) if isinstance(function, ast.FunctionDef) else None
+        if found is not None:
+            yield metric.unit.place_at(span.start), found
+
+
+def _pads_with_ignored(call: Call) -> bool:
+    """Whether the collator is the library's, and pads labels by its default, which is -100."""
+    collator = call.value("data_collator", 2)
+    if not isinstance(collator, Thing) or top(collator.call.name) != "transformers":
+        return False
+    made = collator.call
+    signature = signature_of(made.name)
+    if signature is None or _PADS_LABELS not in signature.names:
+        return False
+    return made.heir is None and made.open is None and _PADS_LABELS not in made.keywords
+
+
+def _function_in(text: str) -> ast.AST | None:
     try:
-        tree = ast.parse(textwrap.dedent(text).strip())
+        return function_of(ast.parse(textwrap.dedent(text).strip()))
     except (SyntaxError, ValueError):
         return None
-    function = function_of(tree)
+
+
+def _labels_of(text: str) -> PaddedLabels | None:
+    function = _function_in(text)
     return padded_labels(function) if function is not None else None
 
 

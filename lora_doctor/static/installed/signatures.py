@@ -17,7 +17,7 @@ from lora_doctor.static.installed.environment import installed_text, package_fol
 _DEPTH = 8
 #: Where a package keeps classes that a program calls by name; models have their own signatures.
 _FOLDERS = {
-    "transformers": ("*.py", "utils/*.py", "generation/*.py"),
+    "transformers": ("*.py", "utils/*.py", "generation/*.py", "data/*.py"),
     "trl": ("trainer/*.py", "*.py", "experimental/*/*.py"),
     "peft": ("*.py", "tuners/*/config.py", "utils/*.py"),
     "sentence_transformers": ("*.py", "*/*.py", "sentence_transformer/*.py"),
