@@ -32,8 +32,8 @@ class IgnoredLabelsDecoded(Rule):
     The collator pads the labels with -100, so that the loss ignores it, and the Trainer pads with
     -100 where batches have different lengths. No token has that id.
 
-    Reported if the collator is one of transformers that pads labels by its default, and the function
-    hands the labels to nothing else and sets them to nothing else.
+    Reported if the collator is one of transformers that pads labels by its default, and the
+    function hands the labels to nothing else and sets them to nothing else.
 
     ## Versions
     All.
