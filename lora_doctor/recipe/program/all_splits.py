@@ -31,8 +31,9 @@ class SplitsAsRows:
     name: str
     #: ``method`` that it lacks, ``argument`` of a trainer, or the ``columns`` that are removed.
     use: str
-    #: Where it is used, and where it was loaded.
+    #: Where it is used.
     place: Place
+    #: Where it was loaded.
     loaded: Place
 
 
