@@ -156,6 +156,7 @@ class AdaptersThatLearnNothing(Rule):
             "broken",
             "tests.models:torch_attention",
             {"target_modules": ["out_proj"]},
+            requires={"peft": ">=0.9"},
             why="torch's attention reads the weight of out_proj, so nothing at all learns",
         ),
         Example("healthy", "tests.models:torch_attention", {"target_modules": ["after"]}),

@@ -45,7 +45,12 @@ def fitted(recipe: Recipe, model: Any, loader: Loader) -> Fitted:
     def full_size() -> Any:
         return loader.build("meta")
 
-    left, absent = without_absent_targets(with_adapters_left(moved), model, full_size)
+    def wrong() -> list[str]:
+        names = _unnamed(recipe.get("target_modules"), full_size())
+        there = recipe.override({"target_modules": names}, "argument")
+        return list(fit(there, model, loader.config)[0].get("target_modules") or ())
+
+    left, absent = without_absent_targets(with_adapters_left(moved), model, wrong)
     return Fitted(with_sizes_that_fit(left, model, full_size), unfit, absent)
 
 
@@ -77,21 +82,21 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
 
 
 def without_absent_targets(
-    recipe: Recipe, model: Any, full_size: Callable[[], Any]
+    recipe: Recipe, model: Any, wrong: Callable[[], Iterable[str]]
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe without the target modules that only the model at full size has, and their names.
 
     Some classes place modules by the number of a layer, and a few layers have none of them. An
     entry that matches nothing there either stays, and fails here as it does there; so does a list
-    of which nothing would be left. ``full_size``: makes that model, on the meta device; called only
-    where an entry matches nothing here.
+    of which nothing would be left. ``wrong``: the entries, as they read here, that match nothing at
+    full size; called only where an entry matches nothing here.
     """
     targets = recipe.get("target_modules")
     absent = _unnamed(targets, model) if isinstance(targets, list) else []
     if not absent or len(absent) == len(targets):
         return recipe, ()
-    wrong = _unnamed(absent, full_size())
-    absent = [name for name in absent if name not in wrong]
+    nowhere = set(wrong())
+    absent = [name for name in absent if name not in nowhere]
     if not absent:
         return recipe, ()
     kept = [name for name in targets if name not in absent]
