@@ -19,7 +19,8 @@ class AdapterLeftOutOfMerge(Rule):
 
     ## Why
     Merging takes the active adapters unless it is given `adapter_names`. A layer with merged
-    adapters answers with its weight alone.
+    adapters answers with its weight alone. Adapters that were there when `set_adapter` chose others
+    are not reported.
 
     ## Versions
     All.

@@ -28,7 +28,8 @@ class EvaluationSetTrainedOn(Rule):
 
     ## Why
     The same split was used twice, or a dataset with duplicate rows was split. In a script that is
-    only read, a trainer is found whose `eval_dataset` is its `train_dataset` or was selected of it.
+    only read, a trainer is found whose `eval_dataset` is its `train_dataset` or was selected of it,
+    also by the split that is loaded (`train[:5%]` of `train`).
 
     ## Versions
     All.

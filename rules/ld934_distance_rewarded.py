@@ -31,7 +31,8 @@ class DistanceRewarded(Rule):
     A loss is minimized, a reward is maximized. A distance is a loss: its negative is the reward.
 
     Reported is a function all of whose rewards are `abs(a - b)` or `(a - b) ** 2` as they are,
-    given to a trainer without `reward_weights`.
+    given to a trainer without `reward_weights`; not where both are computed of the completions:
+    that rewards them for being different.
 
     ## Versions
     All. The documentation of TRL's GRPO trainer had this example until 0.15.

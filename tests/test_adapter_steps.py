@@ -65,6 +65,8 @@ DONE = {
         'model.delete_adapter("two")\nmodel.merge_and_unload()\n', "plain", "plain", "", []),
     "each in its turn": (
         'model.set_adapter("two")\nmodel.merge_and_unload()\n', "plain", "plain", "", []),
+    "one is chosen": (
+        'model.set_adapter("one")\nmodel.merge_and_unload()\n', "plain", "plain", "", []),
     "saved before": (SAVED + "model.merge_and_unload()\n", "plain", "plain", "", []),
     "part of what is active": (
         'model.base_model.set_adapter(["one", "two"])\n'

@@ -31,6 +31,20 @@ def _code(text: str) -> RewardCode:
         ("return [-abs(20 - len(text)) for text in completions]", ""),
         ("return [1 / (1 + abs(20 - len(text))) for text in completions]", ""),
         ("return [abs(score(text)) for text in completions]", ""),
+        (
+            "mean = sum(map(len, completions)) / 4\n"
+            " return [abs(len(c) - mean) for c in completions]",
+            "",
+        ),
+        (
+            "sizes = [len(c) for c in completions]\n top = max(sizes)\n"
+            " return [(top - n) ** 2 for n in sizes]",
+            "",
+        ),
+        (
+            "return [abs(len(c) - n) for c, n in zip(completions, kwargs['size'])]",
+            "abs(len(c) - n)",
+        ),
         ("return [1.0 - abs(20 - len(text)) / 20 for text in completions]", ""),
         ("if not kwargs:\n  return [0.0]\n return [abs(2 - len(c)) for c in completions]", ""),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_doctor.recipe.program import overrides
+from lora_doctor.recipe.program import overrides, training_rows
 from lora_doctor.recipe.program.dataset_columns import columns_of
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
@@ -54,6 +54,16 @@ def _read(tmp_path: Path, rows: str, given: str, arguments: str = "") -> Setup:
         (
             "data = load_dataset('a', split='train')",
             "train_dataset=data.filter(bool), eval_dataset=data.filter(len)",
+            0,
+        ),
+        (
+            "a = load_dataset('a', split='train'); b = load_dataset('a', split='train[:5%]')",
+            "train_dataset=a.map(len), eval_dataset=b.shuffle().select(range(9))",
+            1,
+        ),
+        (
+            "a = load_dataset('a', 'x', split='train'); b = load_dataset('a', split='train')",
+            "train_dataset=a.map(len), eval_dataset=b.shuffle()",
             0,
         ),
     ],
@@ -171,6 +181,25 @@ def test_rows_are_followed_as_far_as_the_text_says(
     found = written_rows(trainer.value("train_dataset"), tmp_path)
     assert (found or [None])[0] == first
     assert found is None or len(found) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "within"),
+    [
+        ("train", "train", True),
+        ("train[:5%]", "train", True),
+        ("train[10%:20%]", "train[:90%]", True),
+        ("train[900:1000]", "train[:1000]", True),
+        ("train[90%:]", "train[:90%]", False),
+        ("train[:100]", "train[:90%]", False),
+        ("train[-100:]", "train[:-100]", False),
+        ("train", "train[:90%]", False),
+        ("test[:5%]", "train", False),
+    ],
+)
+def test_a_slice_of_a_split_is_a_part_of_it(part: str, whole: str, within: bool) -> None:
+    """Where both count in rows, or both in percent."""
+    assert training_rows._is_within(part, whole) is within
 
 
 _TRAINER = """

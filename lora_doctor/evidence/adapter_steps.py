@@ -142,7 +142,8 @@ class _Run:
         elif method == "merge_adapter":
             self.faults += self._not_applied(number)
         elif method in ("set_adapter", "get_peft_model", "from_pretrained"):
-            self.used |= set(self._active())
+            # The others were there for set_adapter, and it did not choose them.
+            self.used |= set(self.known if method == "set_adapter" else self._active())
 
     def _base(self) -> Any:
         return resized(self.loader.build("meta").to("meta"), self.loader.source)

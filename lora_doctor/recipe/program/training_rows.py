@@ -4,13 +4,14 @@ trained on."""
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.program.evaluation import asked_strategy, is_of_a_library
-from lora_doctor.recipe.program.objects import is_none, settings_of, top
+from lora_doctor.recipe.program.objects import is_none, settings_of, text_of, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.signatures import signature_of
 from lora_doctor.static.place import Place
@@ -21,6 +22,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    same,
 )
 from lora_doctor.static.script.decoded_labels import DecodedLabels, decoded_labels
 from lora_doctor.static.script.padded_labels import PaddedLabels, function_of, padded_labels
@@ -38,6 +40,11 @@ _NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])+""")
 _STEPS = 50
 #: By which a collator that pads labels lets another id be chosen than -100.
 _PADS_LABELS = "label_pad_token_id"
+#: Positions of ``load_dataset`` before that of ``split``.
+_BEFORE_SPLIT = 5
+_SLICE = re.compile(
+    r"(?P<name>\w+)(?P<slice>\[(?:(?P<low>\d+)(?P<of_low>%?))?:(?:(?P<high>\d+)(?P<of_high>%?))?\])?"
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,58 @@ def _is_of(evaluated: Value, trained: Value) -> bool:
     inner, outer = list(_steps(evaluated)), list(_steps(trained))
     if not isinstance(evaluated, Thing) or not isinstance(trained, Thing) or not outer:
         return False
-    if inner[: len(outer)] != outer:
+    loaded_again = len(outer) == 1 and bool(inner) and _loads_part(inner[0], outer[0])
+    if not loaded_again and inner[: len(outer)] != outer:
         return False
     return all(call.method in _ALL_OF_THEM for call in inner[len(outer) :])
+
+
+def _loads_part(inner: Call, outer: Call) -> bool:
+    """Whether one call loads rows that the other one loads too: ``split="train[:5%]"`` of the split
+    that is trained on."""
+    if {inner.method, outer.method} != {"load_dataset"} or top(inner.name) != "datasets":
+        return False
+    if inner.open is not None or outer.open is not None or len(inner.positional) > _BEFORE_SPLIT:
+        return False
+    names = {*inner.keywords, *outer.keywords} - {"split"}
+    pairs = [(inner.value(name), outer.value(name)) for name in names]
+    places = range(max(len(inner.positional), len(outer.positional)))
+    pairs += [(inner.value("", place), outer.value("", place)) for place in places]
+    if not all(itertools.starmap(_alike, pairs)):
+        return False
+    part, whole = text_of(inner.value("split")), text_of(outer.value("split"))
+    return part is not None and whole is not None and _is_within(part, whole)
+
+
+def _alike(one: Value | None, other: Value | None) -> bool:
+    """Whether two arguments are given and known to be the same."""
+    if one is None or other is None:
+        return False
+    return same(one, other) or (
+        isinstance(one, Unknown) and isinstance(other, Unknown)
+        and one.code == other.code and one.code.isidentifier()
+    )  # fmt: skip
+
+
+def _is_within(part: str, whole: str) -> bool:
+    """Whether ``train[:5%]`` is a part of ``train`` or of ``train[:90%]``; bounds of other units,
+    or counted from the end, are not compared."""
+    if part == whole:
+        return True
+    found, of = _SLICE.fullmatch(part), _SLICE.fullmatch(whole)
+    if found is None or of is None or found["name"] != of["name"]:
+        return False
+    if of["slice"] is None:
+        return True
+    units = {one[name] for one in (found, of) for name in ("of_low", "of_high")} - {None}
+    if found["slice"] is None or len(units) > 1:
+        return False
+    (low, high), (first, last) = _bounds(found), _bounds(of)
+    return first <= low and high <= last
+
+
+def _bounds(found: re.Match[str]) -> tuple[float, float]:
+    return float(found["low"] or 0), float(found["high"] or "inf")
 
 
 def _steps(value: Value | None) -> Iterator[Call]:

@@ -9,6 +9,9 @@ from lora_doctor.static.python_source import short_text, walk
 #: What trainers hand a reward function of what the model has written.
 _WRITTEN = ("completions", "completion_ids")
 
+#: How often names are looked for that are set to names found before.
+_ROUNDS = 20
+
 RewardCode = ast.FunctionDef | ast.Lambda
 
 
@@ -34,12 +37,18 @@ def reads_written(node: RewardCode) -> bool:
 
 def distance_rewarded(node: RewardCode) -> str:
     """The distance that a reward function returns as its reward, such as ``abs(20 - len(text))``:
-    it grows the farther a completion is from what is meant. Empty where it is none, or not known.
+    it grows the farther a completion is from what is meant. Empty where it is none, or not known,
+    and where it is the distance between completions, which is large if they differ.
     """
     each = _each_reward(node)
     if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "float" and each.args:
         each = each.args[0]
-    return short_text(each) if each is not None and _is_distance(each) else ""
+    difference = _difference(each) if each is not None else None
+    if each is None or difference is None:
+        return ""
+    made = _made_of_written(node)
+    among = all(_names(side) & made for side in (difference.left, difference.right))
+    return "" if among else short_text(each)
 
 
 def _each_reward(node: RewardCode) -> ast.expr | None:
@@ -72,18 +81,46 @@ def _each_reward(node: RewardCode) -> ast.expr | None:
     return appended[0] if len(appended) == 1 and len(uses) == 3 else None
 
 
-def _is_distance(node: ast.expr) -> bool:
-    """``abs(a - b)`` and ``(a - b) ** 2``."""
+def _difference(node: ast.expr) -> ast.BinOp | None:
+    """``a - b`` of ``abs(a - b)`` and ``(a - b) ** 2``."""
+    inner: ast.expr | None = None
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "abs" and len(node.args) == 1:
-        return _is_difference(node.args[0])
-    squared = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
-    if squared and isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant):
-        return node.right.value == 2 and _is_difference(node.left)
-    return False
+        inner = node.args[0]
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        squared = isinstance(node.right, ast.Constant) and node.right.value == 2
+        inner = node.left if squared else None
+    is_difference = isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Sub)
+    return inner if is_difference and isinstance(inner, ast.BinOp) else None
 
 
-def _is_difference(node: ast.expr) -> bool:
-    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+def _made_of_written(node: RewardCode) -> set[str]:
+    """Names that hold what the model has written, or something that was computed of it."""
+    found = set(_WRITTEN)
+    inside = _inside(node)
+    for _ in range(_ROUNDS):
+        before = len(found)
+        for one in inside:
+            for source, target in _set(one):
+                if _names(source) & found:
+                    found |= _names(target)
+        if len(found) == before:
+            break
+    return found
+
+
+def _set(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    """What a statement or loop sets, and what it sets it to."""
+    if isinstance(node, (ast.For, ast.comprehension)):
+        return list(zip(*reversed(_over(node)), strict=False))
+    if isinstance(node, ast.Assign):
+        return [(node.value, target) for target in node.targets]
+    if isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+        return [(node.value, node.target)]
+    return []
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {one.id for one in walk(node) if isinstance(one, ast.Name)}
 
 
 def _inside(node: RewardCode) -> list[ast.AST]:
@@ -98,20 +135,24 @@ def _order_only(node: ast.AST, inside: list[ast.AST], held: set[str]) -> set[int
         return {id(one) for one in node.args}
     if not isinstance(node, (ast.For, ast.comprehension)):
         return set()
-    source, target = node.iter, node.target
-    targets = [target]
-    sources: list[ast.expr] = [source]
-    if isinstance(source, ast.Call) and isinstance(source.func, ast.Name):
-        if source.func.id == "enumerate" and isinstance(target, ast.Tuple) and source.args:
-            targets, sources = target.elts[1:], source.args[:1]
-        elif source.func.id == "zip" and isinstance(target, ast.Tuple):
-            targets, sources = target.elts, source.args
+    targets, sources = _over(node)
     found = set()
     for name, variable in zip(sources, targets, strict=False):
         unread = isinstance(variable, ast.Name) and not _is_read(variable.id, inside)
         if isinstance(name, ast.Name) and name.id in held and unread:
             found.add(id(name))
     return found
+
+
+def _over(node: ast.For | ast.comprehension) -> tuple[list[ast.expr], list[ast.expr]]:
+    """The variables of a loop and what each goes over; ``zip`` and ``enumerate`` taken apart."""
+    source, target = node.iter, node.target
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Name):
+        if source.func.id == "enumerate" and isinstance(target, ast.Tuple) and source.args:
+            return target.elts[1:], source.args[:1]
+        if source.func.id == "zip" and isinstance(target, ast.Tuple):
+            return target.elts, source.args
+    return [target], [source]
 
 
 def _is_read(name: str, inside: list[ast.AST]) -> bool:
