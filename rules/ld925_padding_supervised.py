@@ -54,9 +54,9 @@ class PaddingSupervised(Rule):
     sequence-to-sequence model that are padded with `pad_token_id` have the same effect. The
     attention mask does not exclude them from the loss, only the label -100 does.
 
-    In a script that is only read, a function of `map` is found that copies ids padded to
-    `max_length` into the labels, where the Trainer's collator keeps them. How much of the rows is
-    padding is not known then.
+    In a script that is only read, a function of `map`, or the `__getitem__` of a dataset class, is
+    found that copies ids padded to `max_length` into the labels, where the Trainer's collator keeps
+    them. How much of the rows is padding is not known then.
 
     ## Versions
     All.

@@ -237,7 +237,8 @@ def test_toml_is_read_with_its_lines(load: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = \n", "[lora\n", "\x00", "x = " + "[" * 3000, "a." * 900 + "b = 1"]
+    "text",
+    ["a = \n", "[lora\n", "\x00", "x = " + "[" * 3000, "a." * 900 + "b = 1", "x = " + "9" * 5000],
 )
 def test_what_is_no_toml_is_asked_for(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")

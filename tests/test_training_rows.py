@@ -17,6 +17,7 @@ from lora_doctor.static.installed import trainer_calls
 from lora_doctor.static.script.padded_labels import padded_labels
 
 _SCRIPT = """
+import torch
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -95,6 +96,22 @@ def test_an_evaluation_set_that_is_trained_on(
             " b['labels'] = [-100 if i == 0 else i for i in b['labels']]",
             False,
         ),
+        *(
+            (f"e = self.tok(r, padding='max_length', return_tensors='pt')\n {rest}", found)
+            for rest, found in [
+                ("i = e['input_ids'].squeeze(0)\n b = {'input_ids': i, 'labels': i.clone()}", True),
+                (
+                    "b = {'attention_mask': e['attention_mask'][0], 'labels': e.input_ids[0]}",
+                    True,
+                ),
+                ("b = dict(attention_mask=e.attention_mask, labels=e.input_ids.squeeze())", True),
+                ("m = e['attention_mask']\n b = dict(labels=fill(e['input_ids'], m))", False),
+                ("i = e.input_ids\n i = drop(i)\n b = dict(labels=i.clone())", False),
+                ("i = e.input_ids.clone()\n i[i == self.pad] = self.no\n b = {'labels': i}", False),
+                ("b = {'input_ids': e['input_ids'], 'labels': self.ids(r)}", False),
+                ("b = {'input_ids': e['input_ids']}", False),
+            ]
+        ),
     ],
 )
 def test_labels_that_are_copied_with_their_padding(body: str, found: bool) -> None:
@@ -113,6 +130,7 @@ def test_labels_that_are_copied_with_their_padding(body: str, found: bool) -> No
             0,
         ),
         ("train_dataset=data.map(padded).map(other)", 0),
+        ("train_dataset=Rows()", 1),
     ],
 )
 def test_a_collator_may_make_labels_of_its_own(tmp_path: Path, given: str, found: int) -> None:
@@ -125,6 +143,11 @@ def padded(row):
 
 def other(row):
     return mask(row)
+
+class Rows(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        batch = tokenizer("text", padding="max_length")
+        return {"input_ids": batch["input_ids"], "labels": batch["input_ids"].copy()}
 
 data = load_dataset("a", split="train")
 """

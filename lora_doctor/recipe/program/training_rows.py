@@ -18,6 +18,7 @@ from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
     Call,
     Function,
+    Instance,
     Reference,
     Thing,
     Unknown,
@@ -151,14 +152,15 @@ def _steps(value: Value | None) -> Iterator[Call]:
 
 
 def labels_with_padding(setup: Setup) -> Iterator[tuple[Place, PaddedLabels]]:
-    """Labels that a function of ``map`` copies from padded ids, for a Trainer whose collator keeps
-    them."""
+    """Labels that a function of ``map``, or the ``__getitem__`` of a class of the program's, copies
+    from padded ids, for a Trainer whose collator keeps them."""
     for call in setup.program.calls:
         if not is_of_a_library(call) or top(call.name) != "transformers" or not call.certain:
             continue
         if call.open is not None or not _keeps_labels(call.value("data_collator", 2)):
             continue
-        for function in _mapped(call.value("train_dataset", 3)):
+        rows = call.value("train_dataset", 3)
+        for function in (*_mapped(rows), *_rows_made(rows)):
             span = function.unit.span(function.node)
             found = _labels_of(span.text)
             if found is not None:
@@ -213,6 +215,16 @@ def _keeps_labels(collator: Value | None) -> bool:
         collator.call.name if isinstance(collator, Thing) else ""
     )  # fmt: skip
     return top(name) == "transformers" and name.rpartition(".")[2] in _KEEPS_LABELS
+
+
+def _rows_made(value: Value | None) -> Iterator[Function]:
+    """The method that makes a row of a set of a class of the program's own."""
+    own = value.of if isinstance(value, Instance) else None
+    if isinstance(value, Thing):
+        own = value.call.heir
+    method = own.names.get("__getitem__") if own is not None else None
+    if isinstance(method, Function):
+        yield method
 
 
 def _mapped(value: Value | None) -> Iterator[Function]:

@@ -31,7 +31,7 @@ def of_toml(unit: Unit) -> Value | None:
     try:
         found = tomllib.loads(unit.text)
         return _value(found, (), unit, dict(_lines(unit)))
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of too many digits is the former
         return None
 
 
