@@ -66,6 +66,8 @@ _CAUSES = (
         Symptom(
             r"gated repo|\b40[13] Client Error|Repository Not Found|api_key not configured"
             r"|couldn't connect to '?https?://|Max retries exceeded with url"
+            r"|Couldn't reach '?[\w./-]+'? on the Hub|[Nn]ame or service not known"
+            r"|Temporary failure in name resolution"
             rf"|{_OF_HTTP}"
         ),
         "access to a service or the network",
