@@ -26,11 +26,13 @@ _Methods = Mapping[str, ast.FunctionDef]
 class OwnCall:
     """A call of one of its own methods, which no option has to be set for."""
 
-    #: The method that it stands in, and the method.
+    #: The method that it stands in.
     caller: str
+    #: The method.
     method: str
-    #: The library's names of what it is given by position, and what it is given by name.
+    #: The library's names of what it is given by position.
     positional: tuple[str, ...]
+    #: What it is given by name.
     keywords: tuple[str, ...]
     #: Which of ``log``, ``save`` and ``evaluate`` have to be due.
     due: frozenset[str]
