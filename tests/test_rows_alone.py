@@ -195,6 +195,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
         (_ThreeAxes, lambda: _batch(4, position_ids=torch.arange(108).reshape(3, 4, 9)), False),
         (_Words, lambda: _batch(2), False),
         (_Words, lambda: _batch(boxes=[{}] * 5), False),
+        (_Words, lambda: _batch(more={"boxes": torch.zeros(5, 2)}), False),
         (_Words, lambda: _batch(cu_seqlens=torch.arange(3)), False),
         (_BatchNorm, _batch, False),
         (_LessItsMean, _batch, False),
@@ -242,3 +243,29 @@ def test_what_two_rows_fail_is_asked_of_all_rows(gated: tuple[int, ...], whole: 
     assert result.batches[0].inputs["input_ids"][0] == (5 if whole else 2)
     said = [] if whole else ["the training contract ran on 2 of 5 rows of the batch"]
     assert notes == said
+
+
+def test_what_a_plain_wrapper_is_given_by_place_has_the_names_of_the_model_below() -> None:
+    """PEFT's wrapper without a task type takes ``*args``: the contract was run with an ``args``."""
+    peft = pytest.importorskip("peft")
+
+    class Pictures(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 4)
+
+        def forward(self, pixels: Any, mask: Any = None, *, scale: float = 1.0) -> Any:
+            return self.layer(pixels) * scale
+
+    model = peft.get_peft_model(Pictures(), peft.LoraConfig(target_modules=["layer"]))
+    pixels = torch.ones(2, 4)
+    found = contract._forward_arguments(model, (pixels, None), {"scale": 2.0})
+    assert found == {"pixels": pixels, "scale": 2.0}
+
+
+def test_tensors_within_others_are_copied_for_the_contract() -> None:
+    boxes = torch.zeros(2)
+    found = contract._own({"labels": [{"boxes": boxes}], "more": {"boxes": boxes}, "way": object()})
+    boxes += 1
+    assert not found["labels"][0]["boxes"].any() and not found["more"]["boxes"].any()
+    assert set(found) == {"labels", "more"}

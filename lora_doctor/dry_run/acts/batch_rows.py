@@ -67,7 +67,7 @@ def cut_rows(batch: dict[str, Any], vocabulary: int | None = None) -> Cut | None
     tensors = {name: value for name, value in batch.items() if is_tensor(value) and value.dim()}
     counts = {one.shape[0] for one in tensors.values()}
     # A list has one entry for each row, or for each image, or for something else.
-    listed = any(isinstance(value, (list, tuple)) and value for value in batch.values())
+    listed = any(isinstance(value, (list, tuple, dict)) and value for value in batch.values())
     if not _is_large(tensors, vocabulary or 0) or len(counts) != 1 or listed:
         return None
     count = counts.pop()

@@ -231,15 +231,34 @@ def _forward_arguments(
     """What forward was called with, by name; what is ``None`` is left out."""
     given = dict(named)
     if arguments:
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        given.update(zip(names, arguments, strict=False))
+        given.update(zip(_names_by_place(model), arguments, strict=False))
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _names_by_place(model: Any) -> list[str]:
+    """The names of what forward takes by place; of PEFT's plain wrapper, which hands everything on,
+    those of the model below it."""
+    found = inspect.signature(type(model).forward).parameters.values()
+    if any(one.kind is one.VAR_POSITIONAL for one in found) and hasattr(model, "get_base_model"):
+        return _names_by_place(model.get_base_model())
+    return [one.name for one in found if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
+
+
 def _own(given: dict[str, Any]) -> dict[str, Any]:
-    """Tensors of our own in the place of the user's."""
+    """Tensors of our own in the place of the user's, those within others, too."""
+    kinds = (bool, int, float, str, list, tuple, dict)
     return {
-        name: value.detach().clone() if is_tensor(value) else value
+        name: _own_value(value)
         for name, value in given.items()
-        if is_tensor(value) or isinstance(value, (bool, int, float, str, list, tuple))
+        if is_tensor(value) or isinstance(value, kinds)
     }
+
+
+def _own_value(value: Any) -> Any:
+    if is_tensor(value):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {name: _own_value(one) for name, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_own_value(one) for one in value)
+    return value
