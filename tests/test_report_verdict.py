@@ -90,6 +90,33 @@ def plan(total: int) -> MemoryPlan:
     return diagnoses.memory_plan(recipe=MemoryVariant("recipe", {}, (part,)), alternatives=())
 
 
+@pytest.mark.parametrize(
+    ("problems", "explains", "failing", "verdict"),
+    [
+        (("unmatched",), ("attaches",), {"attaches": 5}, "healthy"),
+        (("unmatched",), (), {"attaches": 5}, "undetermined"),
+        (("unmatched", "stray"), ("attaches",), {"attaches": 5}, "undetermined"),
+        (("unmatched",), ("attaches", "loss-falls"), {"attaches": 5, "loss-falls": 1.0},
+         "undetermined"),
+    ],
+)  # fmt: skip
+def test_names_for_several_architectures_leave_a_run_healthy(
+    problems: tuple[Any, ...], explains: tuple[str, ...], failing: dict[str, Any], verdict: str
+) -> None:
+    """Names that match nothing, and that nobody misses, were told as a contract that nothing
+    explains, beside the note that explains it."""
+    run = diagnoses.verification(failing)
+    checks = (
+        replace(check, problems=problems) if check.name == "attaches" else check
+        for check in run.checks
+    )
+    note = replace(diagnoses.phi3().findings[0], severity="info", explains=explains)
+    found = replace(
+        diagnoses.healthy(), before=replace(run, checks=tuple(checks)), findings=(note,)
+    )
+    assert found.verdict == verdict
+
+
 def test_healthy_beside_fits_no_card_is_said_in_one_breath() -> None:
     large = replace(diagnoses.healthy(), memory_plan=plan(140))
     verdict = verdict_text(large)

@@ -169,14 +169,29 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """``healthy``: the training contract was executed and passed for the whole recipe, and no
-        rule found an error or a warning. ``findings``: a rule did. ``undetermined``: neither. Where
+        """``healthy``: the training contract was executed and passed for the whole recipe (names
+        that match nothing and are no loss aside), and no rule found an error or a warning. ``findings``: a rule did. ``undetermined``: neither. Where
         the field ``undetermined`` is ``None`` then, nothing was found at ``depth``, which executes
         no contract: exit code 0."""
         if any(finding.severity != "info" for finding in self.findings):
             return "findings"
-        contract_held = self.before is not None and self.before.as_answer().outcome == "passed"
-        return "healthy" if contract_held and self.undetermined is None else "undetermined"
+        held = self._contract_held() and self.undetermined is None
+        return "healthy" if held else "undetermined"
+
+    def _contract_held(self) -> bool:
+        """Whether the contract passed. Names that match nothing fail it as well; where a finding
+        says that they are no loss (names for several architectures), all that is left passed."""
+        run = self.before
+        if run is None or run.as_answer().outcome == "undetermined":
+            return False
+        if run.outcome == "passed":
+            return True
+        no_loss = {check for finding in self.findings for check in finding.explains}
+        only_names = all(
+            check.problems == ("unmatched",) and check.name in no_loss
+            for check in run.failed_checks
+        )
+        return only_names and bool(run.failed_checks) and not any(n.is_unproven for n in run.notes)
 
     def __repr__(self) -> str:
         """One line; ``print`` shows the report."""
