@@ -170,9 +170,9 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """``healthy``: the training contract was executed and passed for the whole recipe (names
-        that match nothing and are no loss aside), and no rule found an error or a warning. ``findings``: a rule did. ``undetermined``: neither. Where
-        the field ``undetermined`` is ``None`` then, nothing was found at ``depth``, which executes
-        no contract: exit code 0."""
+        that match nothing and are no loss aside), and no rule found an error or a warning.
+        ``findings``: a rule did. ``undetermined``: neither. Where the field ``undetermined`` is
+        ``None`` then, nothing was found at ``depth``, which executes no contract: exit code 0."""
         if any(finding.severity != "info" for finding in self.findings):
             return "findings"
         held = self._contract_held() and self.undetermined is None
