@@ -319,6 +319,15 @@ class MetaEvidence(WrittenEvidence):
             self.settings.limits.of_meta(),
         )
 
+    def _classes(self) -> dict[str, object]:
+        """What the program says about the number of classes; see ``evidence/supervision.py``."""
+        if not self.has("program"):
+            return {"classes": None, "by_default": False}
+        from lora_doctor.recipe.program.label_count import label_count
+
+        given = label_count(self.program)
+        return {"classes": given, "by_default": given is None}
+
     @evidence(of_recipe=True)
     def supervision(self) -> Supervision:
         """Which tokens of the training data the loss sees, by the model's tokenizer; a dry run
@@ -342,5 +351,6 @@ class MetaEvidence(WrittenEvidence):
                 "evaluation": str(data.evaluation) if data.evaluation else None,
                 "rows": data.rows,
                 "samples": data.samples,
+                **self._classes(),
             },
         )

@@ -69,8 +69,10 @@ def gather(
     """:meth:`Supervision.for_parent` of a data file.
 
     Args:
-        data: ``file``, ``rows`` (how many are looked at), ``evaluation`` (a file or ``None``) and
-            ``samples`` (see :data:`~lora_doctor.results.samples.Samples`).
+        data: ``file``, ``rows`` (how many are looked at), ``evaluation`` (a file or ``None``),
+            ``samples`` (see :data:`~lora_doctor.results.samples.Samples`), ``classes`` (how many
+            the program gives the model, 0 if that is not known; ``None``: the config decides) and
+            ``by_default`` (whether a program was read, and leaves them to the config).
 
     Raises:
         InputError: a file is not what its name says, or a key of the recipe cannot be met.
@@ -82,6 +84,9 @@ def gather(
         evaluation = _evaluation(data.get("evaluation"), Path(data["file"]), file)
         report_progress("tokenizing rows of the data")
         reader = _Reader.make(source, Recipe.from_json(recipe))
+        reader = replace(
+            reader, classes=data.get("classes"), by_default=bool(data.get("by_default"))
+        )
         found = reader.read(file, Path(data["file"]).name, data["samples"])
     except LimitError as error:
         raise EvidenceError(str(error), remedy="limit") from None
@@ -95,6 +100,9 @@ class _Reader:
     facts: TokenizerFacts
     how: Rendering
     config: Mapping[str, Any]
+    #: As the program has them, see :func:`gather`.
+    classes: int | None = None
+    by_default: bool = False
 
     @classmethod
     def make(cls, source: Mapping[str, Any], recipe: Recipe) -> _Reader:
@@ -182,7 +190,7 @@ class _Reader:
                 loss_from=said_by,
                 layout="classes" if classes else "causal",
                 max_length=self.how.max_length,
-                label_count=self._label_count(classes),
+                label_count=self._label_count(classes or "TOKEN" in self._classifies),
                 response_marker=self.recipe.get("response_template") or "",
                 response_ids=self.how.response_ids,
             ),
@@ -214,6 +222,15 @@ class _Reader:
             loss_on = "all"
         return row_of(tokens, sample, number, loss_on, self.how)
 
+    @property
+    def _classifies(self) -> str:
+        """What is classified, as PEFT calls the task; empty where a language model is trained."""
+        named = str(self.recipe.get("model_class") or "")
+        for task, head in (("SEQ_CLS", "ForSequenceCl"), ("TOKEN_CLS", "ForTokenCl")):
+            if self.recipe.get("task_type") == task or head in named:
+                return task
+        return ""
+
     def _label_count(self, classes: bool) -> int | None:
         """How many labels there are: classes of the config that names them, else tokens."""
         if not classes:
@@ -221,10 +238,22 @@ class _Reader:
                 "vocab_size"
             )
             return max(int(size), len(self.tokenizer)) if is_id(size) else None
+        count = self._classes_of_config() if self.classes is None else self.classes
+        # One class is a regression, whose labels are numbers of any size.
+        return count if count > 1 else None
+
+    def _classes_of_config(self) -> int:
+        """Those that the checkpoint names; else as many as transformers gives a model, where it
+        is known that the program asks for no others. 0: not known."""
+        from transformers import PretrainedConfig
+
         names = self.config.get("id2label")
         if isinstance(names, dict):
             return len(names)
-        return self.config.get("num_labels") if is_id(self.config.get("num_labels")) else None
+        count = self.config.get("num_labels")
+        if is_id(count):
+            return int(count)
+        return int(PretrainedConfig().num_labels) if self.by_default and self._classifies else 0
 
     def _unused(self, rows: Sequence[Row]) -> TokenizerFacts:
         """The facts, with special tokens that occur in none of the rows and could be padding."""
