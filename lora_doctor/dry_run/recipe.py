@@ -35,7 +35,8 @@ def captured_recipe(
         training: the arguments of the Trainer that somebody has set.
 
     Raises:
-        InputError: a value is none that its key can have.
+        InputError: a value is none that its key can have, and is no number or switch: what came of
+            such a one the run itself tells.
     """
     values = dict(adapter or {})
     if loading is not None:
@@ -47,7 +48,12 @@ def captured_recipe(
     if values.get("fp16") and values.get("bf16"):
         del values["fp16"]
     return make_recipe(
-        values, where="dry run", origin="argument", complete=True, ignore_unknown=True
+        values,
+        where="dry run",
+        origin="argument",
+        complete=True,
+        ignore_unknown=True,
+        of_file=True,
     )
 
 
