@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ _ALL = os.environ.get("LORA_DOCTOR_SETUPS") == "all"
 HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")
 
 
-def examples(kind: str) -> list[object]:
+def examples(kind: str) -> list[Any]:
     return [
         pytest.param(rule, example, id=f"{rule.code}-{example.model}-{number}")
         for rule in RULES
@@ -133,13 +134,28 @@ def test_broken_is_found_and_trains_after_its_fix(
     assert not left, left
 
 
+#: What the healthy examples came to: many rules have the same one.
+_CHECKED: dict[str, Diagnosis] = {}
+
+
+def _check_of(example: Example, worker: Worker) -> Diagnosis:
+    asked = repr(replace(example, why="", requires={}))
+    if asked not in _CHECKED:
+        model, options = what_is_checked(example)
+        _CHECKED[asked] = lora_doctor.check(
+            model, dict(example.recipe) or None, depth=example.depth, worker=worker, **options
+        )
+    return _CHECKED[asked]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "example"), examples("healthy"))
+# Equal ones beside each other, so that one process of several gets them.
+@pytest.mark.parametrize(
+    ("rule", "example"),
+    sorted(examples("healthy"), key=lambda param: (param.values[1].model, repr(param.values[1]))),
+)
 def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -> None:
-    model, options = what_is_checked(example)
-    diagnosis = lora_doctor.check(
-        model, dict(example.recipe) or None, depth=example.depth, worker=worker, **options
-    )
+    diagnosis = _check_of(example, worker)
     assert not [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
 
