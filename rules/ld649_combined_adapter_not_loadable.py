@@ -41,7 +41,6 @@ class CombinedAdapterNotLoadable(Rule):
         Symptom(
             r"size mismatch for \S+lora_[AB]\.\S+",
             context=r"add_weighted_adapter|rank_pattern|hotswap_adapter",
-            weight=-1,
         ),
     )
     examples = (

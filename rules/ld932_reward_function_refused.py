@@ -91,8 +91,8 @@ class RewardFunctionRefused(Rule):
 
 def _what(found: RefusedReward) -> str:
     if found.not_taken:
-        return f"with {quoted(found.not_taken, 4)}, which the function does not take"
-    return f"without {quoted(found.unfilled, 4)}, which is no column of the training set"
+        return f"with {quoted(found.not_taken)}, which the function does not take"
+    return f"without {quoted(found.unfilled)}, which is no column of the training set"
 
 
 def _title(found: RefusedReward) -> str:

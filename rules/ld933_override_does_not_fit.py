@@ -97,7 +97,7 @@ class OverrideDoesNotFit(Rule):
         if case.has("dry_run"):
             return  # the run called it
         for found in narrow_overrides(case.program):
-            names = quoted(found.not_taken or found.not_given, 3)
+            names = quoted(found.not_taken or found.not_given)
             what = "with" if found.not_taken else "without"
             lacks = "does not take" if found.not_taken else "requires"
             ends = _ENDS[next(iter(found.call.due), "")]

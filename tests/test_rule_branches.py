@@ -868,3 +868,63 @@ def test_ld648_says_what_is_lost(cause: str, lost: str, gathered: Callable[..., 
         "combination does not give that adapter (61 % of the output)."
     )
     assert found.location.line == 7
+
+
+# --- what the trainer calls -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("not_taken", "unfilled", "columns", "what", "title", "passed"),
+    [
+        (["answer", "step"], [], ["answer"], "with answer, step, which the function does not take",
+         "End the parameters of score with **kwargs.", "prompts, completions, the other columns"),
+        ([], ["truth"], [], "without truth, which is no column of the training set",
+         "Name the parameter as its column, or give the training set this column.",
+         "prompts, completions"),
+    ],
+    ids=["not-taken", "unfilled"],
+)  # fmt: skip
+def test_ld932_says_which_arguments_do_not_fit(
+    not_taken: list[str], unfilled: list[str], columns: list[str], what: str, title: str,
+    passed: str, gathered: Callable[..., None],
+) -> None:  # fmt: skip
+    """TRL need not be installed for this, as it must be for the rule's example."""
+    reward = Stub(
+        trainer="GRPOTrainer", function=Stub(name="score", place=Place("train.py", 3)),
+        not_taken=not_taken, unfilled=unfilled, columns=columns, trainer_place="train.py:9",
+        call=Stub(names=("prompts", "completions"), place="trl/trainer/grpo_trainer.py:1"),
+    )  # fmt: skip
+    gathered("LD932", refused_rewards=[reward])
+    assert ask("LD932", has={"dry_run"}.__contains__, program=Stub()) == []
+    found = one("LD932", has=set().__contains__, program=Stub())
+    assert found.message == f"GRPOTrainer calls score {what}: TypeError in the first step."
+    assert found.severity == "error" and found.location.line == 3
+    assert fixes(found) == [title]
+    told = {"columns": ", ".join(columns)} if columns else {}
+    assert evidence(found) == {"passed by name": passed, **told}
+
+
+def test_ld933_names_every_argument_and_leaves_what_ran(gathered: Callable[..., None]) -> None:
+    override = Stub(
+        owner="Mine", method="compute_loss", not_taken=["num_items_in_batch", "more"],
+        place=Place("train.py", 4), call=Stub(place="transformers/trainer.py:1"),
+    )  # fmt: skip
+    gathered("LD933", narrow_overrides=[override])
+    assert ask("LD933", has={"dry_run"}.__contains__, program=Stub()) == []
+    found = one("LD933", has=set().__contains__, program=Stub())
+    assert found.message.startswith(
+        "The Trainer calls Mine.compute_loss with num_items_in_batch, more, which it does not take:"
+    )
+    assert found.location.line == 4
+    assert fixes(found) == ["Add num_items_in_batch=None to the parameters of compute_loss."]
+    assert evidence(found) == {"passed by name": "num_items_in_batch, more"}
+
+
+def test_ld934_returns_the_distance_below_zero(gathered: Callable[..., None]) -> None:
+    function = Stub(name="near", place=Place("train.py", 5))
+    gathered("LD934", distances_rewarded=[(function, "abs(len(text) - 20)")])
+    assert ask("LD934", has=set().__contains__) == []
+    found = one("LD934", has={"program"}.__contains__, program=Stub())
+    assert found.severity == "warning" and found.location.line == 5
+    assert found.message.startswith("near returns abs(len(text) - 20) as the reward")
+    assert fixes(found) == ["Return -abs(len(text) - 20)."]
