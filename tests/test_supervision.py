@@ -18,7 +18,7 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.formats import render
 from lora_doctor.results.supervision import Supervision, TokenizerFacts
 from lora_doctor.sandbox.worker import Worker
-from lora_doctor.supervision.batches import layout_of, observe_batches
+from lora_doctor.supervision.batches import layout_of, observe_batches, rows_of
 from lora_doctor.supervision.data_file import read_rows, spread
 from lora_doctor.supervision.observe import observe
 from lora_doctor.supervision.pieces import token_texts
@@ -358,6 +358,20 @@ def test_batches_of_a_collator_are_rows_whatever_it_did() -> None:
     other = {"input_ids": [[5, 6, 7]], "labels": [[9, 2]]}
     assert layout_of([other], causal=True) == "seq2seq"
     assert observe_batches([{"pixel_values": [[1]]}, {}], FACTS, origin="batches") is None
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2], [0, 0, 0]], ids=["counted-on", "zeros"])
+@pytest.mark.parametrize(("label", "rows"), [(-100, 2), (7, 3)], ids=["filling", "sample"])
+def test_what_fills_a_packed_line_up_is_no_sample(
+    positions: list[int], label: int, rows: int
+) -> None:
+    """axolotl sends no mask with it; a sample that its labels supervise is one all the same."""
+    batch = {
+        "input_ids": [[5, 6, 7, 5, 6, 7, 2, 2, 2]],
+        "labels": [[-100, 6, 7, -100, 6, 7, -100, label, label]],
+        "position_ids": [[0, 1, 2, 0, 1, 2, *positions]],
+    }
+    assert len(list(rows_of([batch]))) == rows
 
 
 def test_what_a_run_shows_is_executed_and_certain() -> None:

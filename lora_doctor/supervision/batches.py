@@ -56,9 +56,12 @@ def rows_of(batches: Sequence[Batch]) -> Iterator[Row]:
     number = 0
     for batch in batches:
         for ids, labels, mask, positions in _lines(batch):
-            for start, stop in _samples(len(ids), positions):
+            whole = len(labels) != len(ids)
+            samples = list(_samples(len(ids), positions))
+            if len(samples) > 1 and not whole and _is_filling(ids, labels, *samples[-1]):
+                samples.pop()
+            for start, stop in samples:
                 number += 1
-                whole = len(labels) != len(ids)
                 yield Row(
                     ids[start:stop],
                     labels if whole else labels[start:stop],
@@ -112,6 +115,12 @@ def _line(values: Any, index: int, width: int) -> Any:
     line = values[index]
     flat = isinstance(line, list) and len(line) == width and not isinstance(line[0], list)
     return line if flat else None
+
+
+def _is_filling(ids: Sequence[int], labels: Sequence[int], start: int, stop: int) -> bool:
+    """Whether the end of a packed line is what fills it up: axolotl counts positions on in it, and
+    sends no mask that would tell."""
+    return len(set(ids[start:stop])) == 1 and set(labels[start:stop]) == {IGNORED}
 
 
 def _samples(width: int, positions: Any) -> Iterator[tuple[int, int]]:
