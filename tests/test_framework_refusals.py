@@ -245,6 +245,10 @@ _AXOLOTL = {"base_model": "m", "adapter": "lora"}
          {"merge_lora": False}, "Can't merge qlora"),
         ("ms-swift", {"model": "m", "eval_strategy": "steps"}, {"split_dataset_ratio": "0.01"},
          "evaluates nothing"),
+        ("ms-swift", {"model": "m", "quant_method": "bnb", "quant_bits": "3"},
+         {"quant_method": "hqq"}, "bnb not support quant_bits"),
+        ("ms-swift", {"model": "m", "learning_rate": "1e-4", "streaming": "true"},
+         {"max_steps": "100"}, "max_steps has to be specified"),
     ],
 )  # fmt: skip
 def test_entries_that_do_not_go_together(

@@ -134,7 +134,24 @@ _TOGETHER = (
         "arguments/sft_args.py: __post_init__", "Set split_dataset_ratio (such as 0.01).",
         (("split_dataset_ratio", 0.01),), kind="unread",
     ),
+    Together(
+        ("quant_bits", "quant_method"),
+        lambda entries: str(entries.get("quant_method")).lower() == "bnb"
+        and bool(entries.get("quant_bits")) and str(entries["quant_bits"]) not in ("4", "8"),
+        "raises ValueError: bnb not support quant_bits",
+        "arguments/base_args/quant_args.py: get_quantization_config", "Set quant_bits 4 or 8.",
+    ),
+    Together(
+        ("streaming",),
+        lambda entries: on(entries, "streaming") and any(one in entries for one in _OF_TRAINING)
+        and not more_than_zero(entries, "max_steps"),
+        "trains on a stream of unknown length, and the Trainer raises ValueError: max_steps has to be "
+        "specified",
+        "arguments/base_args/data_args.py: streaming", "Set max_steps.",
+    ),
 )  # fmt: skip
+#: Entries of a training; ``swift export`` reads a stream as it likes.
+_OF_TRAINING = ("num_train_epochs", "learning_rate", "per_device_train_batch_size")
 #: The arguments of a training, beside what it saved.
 _ARGUMENTS = "args.json"
 _FLASH = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
