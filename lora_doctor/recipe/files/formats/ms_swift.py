@@ -145,8 +145,8 @@ _TOGETHER = (
         ("streaming",),
         lambda entries: on(entries, "streaming") and any(one in entries for one in _OF_TRAINING)
         and not more_than_zero(entries, "max_steps"),
-        "trains on a stream of unknown length, and the Trainer raises ValueError: max_steps has to be "
-        "specified",
+        "trains on a stream of unknown length, and the Trainer raises ValueError: max_steps has "
+        "to be specified",
         "arguments/base_args/data_args.py: streaming", "Set max_steps.",
     ),
 )  # fmt: skip
