@@ -123,6 +123,8 @@ def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] |
 
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex",
          "modules_to_save", "use_rslora", "use_dora")  # fmt: skip
+#: Entries of a training; ``swift export`` reads a stream as it likes.
+_OF_TRAINING = ("num_train_epochs", "learning_rate", "per_device_train_batch_size")
 #: Where rows to evaluate come from.
 _EVALUATED = ("val_dataset", "cached_val_dataset", "eval_dataset")
 _TOGETHER = (
@@ -150,8 +152,6 @@ _TOGETHER = (
         "arguments/base_args/data_args.py: streaming", "Set max_steps.",
     ),
 )  # fmt: skip
-#: Entries of a training; ``swift export`` reads a stream as it likes.
-_OF_TRAINING = ("num_train_epochs", "learning_rate", "per_device_train_batch_size")
 #: The arguments of a training, beside what it saved.
 _ARGUMENTS = "args.json"
 _FLASH = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
