@@ -25,7 +25,9 @@ class WrittenValue:
 
     #: Dotted name of the class.
     name: str
+    #: The argument.
     key: str
+    #: What it is set to.
     value: Any
     #: Other arguments of the same call, which decide whether this one is used.
     beside: Mapping[str, Any] = field(default_factory=dict)

@@ -34,7 +34,8 @@ class MemoryMeter:
             self.peak = int(torch.cuda.max_memory_allocated())
             return
         highest = _resident() if self.sample_only else max(_resident(), _highest_resident())
-        self.peak = max(0, highest - self._before)
+        # Memory that was there already was used: how much of it is not known.
+        self.peak = max(0, highest - self._before) or None
 
 
 def _resident() -> int:
