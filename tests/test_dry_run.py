@@ -339,6 +339,19 @@ def test_a_package_that_is_missing_is_no_finding(tmp_path: Path) -> None:
     assert "train.py:2: ModuleNotFoundError" in " ".join(result.out.split())
 
 
+def test_a_package_that_another_python_lacks_is_told_with_that_python(tmp_path: Path) -> None:
+    """The environment of lora-doctor was not activated: `python` is another one."""
+    own = tmp_path / "bin" / "python"
+    own.parent.mkdir()
+    own.symlink_to(os.path.realpath(sys.executable))
+    (tmp_path / "train.py").write_text("import a_package_that_nobody_has\n")
+    result = cli.lora_doctor("dry-run", "--", str(own), "train.py", cwd=tmp_path)
+    assert result.code == 2
+    assert f"the command's Python is {own}; lora-doctor runs in {sys.executable}" in (
+        " ".join(result.out.split())
+    )
+
+
 def test_a_script_that_does_not_train_is_undetermined(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print('nothing to do')\n")
     result = cli.lora_doctor("dry-run", "train.py", cwd=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -82,7 +83,7 @@ def dry_run(
     if has_real_widths(run.captured):
         progress("running the command again: its own code has the widths of the real model")
         run = _run_once(command, options, progress, started, widths=True)
-    found = _Outcome.of(command.words, run.ended, run.captured, run.answered)
+    found = _Outcome.of(command.words, run.ended, run.captured, run.pythons)
     progress("asking the rules")
     diagnosis = _diagnose(run.captured, found, options, progress)
     return replace(diagnosis, seconds=time.perf_counter() - began)
@@ -90,11 +91,11 @@ def dry_run(
 
 @dataclass(frozen=True)
 class _Run:
-    """``answered``: whether a Python process of the command was seen."""
+    """``pythons``: the interpreters of the command's processes that were seen."""
 
     ended: launch.Ended
     captured: Captured
-    answered: bool
+    pythons: frozenset[str]
 
 
 def _run_once(
@@ -130,7 +131,12 @@ def _run_once(
         )
         captured = Captured.read(session.records)
         remove_empty(str(record["path"]) for record in captured.all("folder"))
-        return _Run(ended, captured, any(session.answers.iterdir()))
+        answers = [
+            json.loads(one.read_text("utf-8"))
+            for one in session.answers.iterdir()
+            if one.name.isdigit()
+        ]
+        return _Run(ended, captured, frozenset(one["executable"] for one in answers))
 
 
 def _import_rules() -> None:
@@ -150,10 +156,14 @@ class _Outcome:
 
     @classmethod
     def of(
-        cls, words: Sequence[str], ended: launch.Ended, captured: Captured, answered: bool
+        cls,
+        words: Sequence[str],
+        ended: launch.Ended,
+        captured: Captured,
+        pythons: frozenset[str],
     ) -> _Outcome:
         error = captured.error()
-        reason = why_open(ended, captured, answered, error)
+        reason = why_open(ended, captured, pythons, error)
         train = captured.last("train") or {}
         adapted = captured.last("adapted") or {}
         recipe = captured.recipe()

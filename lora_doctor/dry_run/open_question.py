@@ -3,7 +3,9 @@ command says something about this machine and nothing about the command."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_doctor.dry_run import launch
@@ -43,12 +45,15 @@ def _no_data(error: ScriptError, captured: Captured) -> Mapping[str, Any] | None
     return None
 
 
-def _about_here(error: ScriptError, captured: Captured) -> str:
-    """What the small model, or a data set that cannot be had, has to do with it."""
+def _about_here(error: ScriptError, captured: Captured, pythons: frozenset[str]) -> str:
+    """What the small model, a data set that cannot be had, or another Python has to do with it."""
     if has_real_widths(captured):
         return (
             " (the command's own code has a width of the real model, which is too large for here)"
         )
+    other = min((one for one in pythons if not _is_own(one)), default=None)
+    if error.type == "ModuleNotFoundError" and other is not None:
+        return f" (the command's Python is {other}; lora-doctor runs in {sys.executable})"
     record = _no_data(error, captured)
     if record is None:
         return ""
@@ -57,9 +62,19 @@ def _about_here(error: ScriptError, captured: Captured) -> str:
     return " (--synthetic-data goes on with rows made up from the features that it declares)"
 
 
+def _is_own(python: str) -> bool:
+    """Whether an interpreter is of the environment in which we run."""
+    return Path(python).absolute().parent == Path(sys.executable).absolute().parent
+
+
 def why_open(
-    ended: launch.Ended, captured: Captured, answered: bool, error: ScriptError | None
+    ended: launch.Ended,
+    captured: Captured,
+    pythons: frozenset[str],
+    error: ScriptError | None,
 ) -> str | None:
+    """Why nothing can be said of the command; ``None`` where something can. ``pythons``: the
+    interpreters of its processes that were seen."""
     if ended.refused:
         return f"stopped, because nothing could be shrunk there: {ended.refused}"
     stopped = captured.last("stopped") or captured.last("refused")
@@ -72,14 +87,14 @@ def why_open(
             f"the command reached the {ended.limit.kind} limit of {ended.limit.limit:.6g} {unit} "
             f"while {ended.limit.stage}; raise it with {ended.limit.option}"
         )
-    if not answered:
+    if not pythons:
         return "no Python process of the command was seen"
     if error is not None:
         if not is_ours(error, captured):
             return None
         place = f" at {error.file}:{error.line}" if error.file else ""
         told = f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
-        return told + _about_here(error, captured)
+        return told + _about_here(error, captured, pythons)
     if not captured.steps:
         return _why_no_step(ended, captured)
     if captured.frozen() is None and captured.last("adapted") is None:
