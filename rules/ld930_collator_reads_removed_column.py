@@ -1,4 +1,4 @@
-"""LD930: the script's collator reads a column that the Trainer removes from every row."""
+"""LD930: the script's collator, or a transform, reads a column that the Trainer removes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _KEPT = ("label", "label_ids")
 
 
 class CollatorReadsRemovedColumn(Rule):
-    """The script's `data_collator` reads a column (`row["messages"]`) that the model's `forward`
-    does not name, and `remove_unused_columns` is on.
+    """The script's `data_collator`, or the transform of its set (`set_transform`), reads a column
+    (`row["messages"]`, `batch["image"]`) that the model's `forward` does not name, and
+    `remove_unused_columns` is on.
 
     ## What happens
-    `KeyError` in the collator at the first batch, or `No columns in the dataset match the model's
-    forward method signature`. The dataset has the column; the collator never sees it.
+    `KeyError` in that function at the first batch, or `No columns in the dataset match the model's
+    forward method signature`. The dataset has the column; the function never sees it.
 
     ## Why
     Before it collates, the Trainer removes every column that is not an argument of the model's
-    `forward` and not a label. A collator that makes the model's inputs from texts or images needs
-    the original columns.
+    `forward` and not a label. A collator or transform that makes the model's inputs from texts or
+    images needs the original columns.
 
     ## Versions
     All of transformers. A dry run finds the same for any model and dataset (LD923).
@@ -49,12 +50,12 @@ class CollatorReadsRemovedColumn(Rule):
 
     code = "LD930"
     name = "collator-reads-removed-column"
-    summary = "The script's collator reads a column that the Trainer removes from every row."
+    summary = "The script's collator or transform reads a column that the Trainer removes."
     depth = "static"
     symptoms = (
         Symptom(
             r"\bKeyError: .(?:messages|text|images?|audio|conversations?|question|answer)\b.$",
-            context=r"in collate\w*|data_collator\(|_collate",
+            context=r"in collate\w*|data_collator\(|_collate|in format_batch",
             weight=-1,
         ),
         # The collator is the program's own, and torch's loader has just called it.
@@ -100,10 +101,10 @@ class CollatorReadsRemovedColumn(Rule):
                 f"{'it' if len(lost) == 1 else 'them'}.",
                 location=Location("file", one.place.file, one.place.line),
                 evidence=(
-                    Measurement("read by the collator", list(one.names), one.collator),
+                    Measurement("columns read", list(one.names), one.collator),
                     Measurement("removed of these", lost, "forward arguments, installed source"),
                 ),
-                proof=Proof("read", "the collator, and the installed source of the model"),
+                proof=Proof("read", f"{one.collator}, and the installed source of the model"),
                 fixes=(
                     Fix(
                         "Set remove_unused_columns=False in TrainingArguments.",

@@ -241,6 +241,40 @@ def test_a_collator_that_is_a_class(tmp_path: Path) -> None:
     assert found.names == ("audio",) and found.rewrites
 
 
+TRANSFORM = """\
+from datasets import load_dataset
+
+splits = load_dataset("food101")["train"].train_test_split(0.1)
+rows, others = splits["train"], splits["test"]
+def preprocess(batch):
+    batch["pixel_values"] = [resize(image.convert("RGB")) for image in batch["image"]]
+    return batch
+SET
+Trainer(model, TrainingArguments("out"OPTION), train_dataset=GIVEN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "option", "given", "found"),
+    [
+        ("rows.set_transform(preprocess)", "", "rows", True),
+        ('splits["train"].set_transform(preprocess)', "", 'splits["train"]', True),
+        ("made = rows.with_transform(preprocess)", "", "made", True),
+        ("rows.set_transform(preprocess)", ", remove_unused_columns=False", "rows", False),
+        ('rows.set_transform(preprocess, columns=["image"])', "", "rows", False),
+        ("rows.set_transform(lambda batch: batch)", "", "rows", False),
+        ("others.set_transform(preprocess)", "", "rows", False),
+        ("rows = rows.map(preprocess, batched=True)", "", "rows", False),
+    ],
+)
+def test_what_a_transform_of_the_set_reads(
+    tmp_path: Path, how: str, option: str, given: str, found: bool
+) -> None:
+    text = TRANSFORM.replace("SET", how).replace("OPTION", option).replace("GIVEN", given)
+    read_by = [(one.names, one.collator) for one in collated_columns(read(tmp_path, HEAD + text))]
+    assert read_by == [(("image",), "preprocess")] * found
+
+
 TOKENS = 'tokenizer = AutoTokenizer.from_pretrained("org/model")\n'
 RESIZED = "model.resize_token_embeddings(len(tokenizer))\n"
 

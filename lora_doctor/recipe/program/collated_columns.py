@@ -1,8 +1,10 @@
-"""Columns that a collator of the user's reads from each row: the Trainer may remove them before."""
+"""Columns that a collator of the user's, or a transform of the set, reads from each row: the
+Trainer may remove them before."""
 
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,23 +23,30 @@ from lora_doctor.static.program.values import (
     Known,
     NotPlainError,
     Thing,
+    Unknown,
     Value,
     plain,
+    same,
 )
 
-#: Position of ``data_collator`` among the arguments of transformers' ``Trainer``.
+#: Position of ``data_collator`` and of the sets among the arguments of transformers' ``Trainer``.
 _POSITION = 2
+_SETS = (("train_dataset", 3), ("eval_dataset", 4))
+#: Methods by which a set is given a transform: in place, and as another set.
+_TRANSFORMS = ("set_transform", "with_transform")
+#: ``splits["train"]`` and the like, which is the same set each time.
+_NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])*""")
 _REMOVES = "remove_unused_columns"
 
 
 @dataclass(frozen=True)
 class CollatedColumns:
-    """What one collator reads by name from each row, whatever the row has."""
+    """What one collator, or one transform, reads by name from each row, whatever the row has."""
 
     names: tuple[str, ...]
     #: Names of labels that the arguments of the Trainer add to those of the model.
     labels: tuple[str, ...]
-    #: The collator, and where it is handed over.
+    #: The function, the class of the trainer, and where the trainer is made.
     collator: str
     trainer: str
     place: Place
@@ -46,19 +55,52 @@ class CollatedColumns:
 
 
 def collated_columns(setup: Setup) -> Iterator[CollatedColumns]:
-    """For each Trainer of transformers that removes columns and has a collator of the user's."""
+    """For each Trainer of transformers that removes columns and has a collator of the user's, or a
+    set with a transform of theirs."""
     for call in setup.program.calls:
         if not is_of_a_library(call) or top(call.name) != "transformers" or not call.certain:
             continue
-        argument = call.argument("data_collator", _POSITION)
-        function = _function(argument.value) if argument is not None else None
-        if argument is None or function is None or loader_of(call.value("model", 0)) is None:
-            continue
         labels = _labels_if_removed(call)
-        names = tuple(_read_by(function))
-        if names and labels is not None and call.open is None:
-            collator = argument.span.text
-            yield CollatedColumns(names, labels, collator, call.method, call.place, _keeping(call))
+        if labels is None or call.open is not None or loader_of(call.value("model", 0)) is None:
+            continue
+        for text, names in (*_collated(call), *_transformed(setup, call)):
+            if names:
+                yield CollatedColumns(names, labels, text, call.method, call.place, _keeping(call))
+
+
+def _collated(call: Call) -> Iterator[tuple[str, tuple[str, ...]]]:
+    argument = call.argument("data_collator", _POSITION)
+    function = _function(argument.value) if argument is not None else None
+    if argument is not None and function is not None:
+        yield argument.span.text, tuple(_read_by(function))
+
+
+def _transformed(setup: Setup, call: Call) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A transform is called with a dictionary of whole columns, of what the set has left."""
+    sets = [value for name, place in _SETS if (value := call.value(name, place)) is not None]
+    seen: set[str] = set()
+    for one in setup.program.calls:
+        if one.method not in _TRANSFORMS or not one.certain or one.open is not None:
+            continue
+        given = one.argument("transform", 0)
+        on = one.receiver if one.method == "set_transform" else None
+        trained = any(
+            (isinstance(value, Thing) and value.call is one) or (on and _is_one_set(on, value))
+            for value in sets
+        )
+        function = _function(given.value) if given is not None else None
+        alone = one.value("columns", 1) is None
+        if given is not None and function is not None and trained and alone:
+            text = given.span.text
+            if text not in seen:
+                seen.add(text)
+                yield text, tuple(_read_by(function, columns=True))
+
+
+def _is_one_set(one: Value, other: Value) -> bool:
+    if isinstance(one, Unknown) and isinstance(other, Unknown):
+        return one.code == other.code and _NAMED.fullmatch(one.code) is not None
+    return same(one, other)
 
 
 def _function(value: Value) -> Function | None:
@@ -99,8 +141,9 @@ def _keeping(call: Call) -> tuple[Rewrite, ...]:
     return (rewrite_of(change),)
 
 
-def _read_by(function: Function) -> list[str]:
-    """Keys that a collator takes out of each row by ``row["key"]`` under no condition."""
+def _read_by(function: Function, *, columns: bool = False) -> list[str]:
+    """Keys that a collator takes out of each row by ``row["key"]`` under no condition. ``columns``:
+    it is given a dictionary of columns and no rows."""
     try:
         tree = ast.parse(textwrap.dedent(function.unit.span(function.node).text).strip())
     except (SyntaxError, ValueError):
@@ -121,6 +164,8 @@ def _read_by(function: Function) -> list[str]:
     each = list(_each_of(found, names[0]))
     # A name that stands for something else as well may not be a row where it is read.
     row = {name for name in each if bound.count(name) == each.count(name)}
+    if columns:
+        row, rows = rows, set()
     asked = {
         node.left.value
         for node in ast.walk(found)
