@@ -392,3 +392,24 @@ def test_what_adapters_and_trainers_are_put_on(
 def test_a_script_that_sets_the_padding_id(tmp_path: Path, code: str, sets: bool) -> None:
     """Whose classifier then takes batches: LD633 is silent."""
     assert sets_padding_id(read(tmp_path, HEAD + code)) == sets
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('from accelerate import Accelerator\nAccelerator(mixed_precision="fp16")\n', "fp16"),
+        ('from accelerate import Accelerator\nAccelerator(mixed_precision="bf16")\n', "bf16"),
+        ('from accelerate import Accelerator\nAccelerator(mixed_precision="no")\n', None),
+        ("from accelerate import Accelerator\nAccelerator(mixed_precision=args.half)\n", None),
+        ("scaler = torch.amp.GradScaler('cuda')\n", "fp16"),
+        ("scaler = torch.cuda.amp.GradScaler(enabled=args.half)\n", None),
+        # The Trainer makes an Accelerator of its own.
+        ('from accelerate import Accelerator\nAccelerator(mixed_precision="fp16")\n' + TRAINING,
+         None),
+    ],
+)  # fmt: skip
+def test_what_a_loop_of_the_programs_own_computes_in(
+    tmp_path: Path, code: str, found: str | None
+) -> None:
+    values = read(tmp_path, HEAD + code).recipe.values
+    assert {key for key in ("fp16", "bf16") if values.get(key)} == ({found} if found else set())

@@ -76,6 +76,8 @@ _OF_ARGUMENTS = (*TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
 
 #: Whose constants are called what they are: ``torch.bfloat16``, ``peft.TaskType.CAUSAL_LM``.
 _NAMED = ("torch", "peft", "transformers", "trl")
+#: What scales the loss of a loop that computes in float16.
+_SCALERS = ("torch.amp.GradScaler", "torch.cuda.amp.GradScaler")
 #: Unsloth's loaders quantize unless they are told not to (2026.11).
 _UNSLOTH_DEFAULTS = {"load_in_4bit": True}
 
@@ -119,6 +121,8 @@ class _Reader:
         self._adapter(roles)
         self._loading(roles)
         self._training(roles)
+        if roles.trainer is None and roles.training is None:
+            self._mixed_precision()
         self._checkpointing(roles)
         if self.values.get("gradient_checkpointing"):
             call = makes_inputs_need_gradients(self.program, roles)
@@ -268,6 +272,20 @@ class _Reader:
         self._take(found, names)
         if found.open is not None:
             self.asked.append(("args", str(found.open)))
+
+    def _mixed_precision(self) -> None:
+        """What a loop of the program's own computes in: by accelerate, or by a scaler of torch."""
+        for call in self.program.calls:
+            if not call.certain:
+                continue
+            if call.name == "accelerate.Accelerator":
+                key = text_of(call.value("mixed_precision"))
+                on = key in ("fp16", "bf16")
+            else:
+                key = "fp16"
+                on = call.name in _SCALERS and call.value("enabled") is None
+            if on and key is not None and not {"fp16", "bf16"} & self.values.keys():
+                self._set(key, Setting(Known(True), None, call))
 
     def _checkpointing(self, roles: Roles) -> None:
         """What turns gradient checkpointing on beside the Trainer's argument."""
