@@ -12,6 +12,10 @@ from lora_doctor.recipe.program.untrusted_code import untrusted_code
 
 _MODEL = "model = AutoModelForCausalLM.from_pretrained"
 _TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained"
+_REGISTER = (
+    "class C(PretrainedConfig):\n    model_type = 'own'\nclass M(PreTrainedModel):\n    pass\n"
+    "AutoConfig.register('own', C)\n"
+)
 _AUTO = "model = AutoPeftModelForCausalLM.from_pretrained"
 
 
@@ -24,7 +28,8 @@ def _write(file: Path, content: dict[str, object]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and adapters with and without code of their own; nothing of it is run."""
     found = tmp_path_factory.mktemp("untrusted")
-    code = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    code = {"model_type": "own", "auto_map": auto}
     own = {
         "tokenizer_class": "OwnTokenizer",
         "auto_map": {"AutoTokenizer": ["t.OwnTokenizer", None]},
@@ -67,15 +72,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{_MODEL}('plain')\ntry:\n    {_TOKENIZER}('own')\nexcept ValueError:\n"
          f"    {_TOKENIZER}('plain')", False),
         (f"{_MODEL}('plain')\nmodel.save_pretrained('own')\n{_MODEL}('own')", False),
+        (f"{_REGISTER}AutoModelForCausalLM.register(C, M)\n{_MODEL}('own')", False),
+        (f"{_REGISTER}AutoModelForCausalLM.register(C, M)\n{_AUTO}('a_own')", False),
+        (f"{_REGISTER}config = AutoConfig.from_pretrained('own')\n{_MODEL}('plain')", False),
+        (f"{_MODEL}('plain')\nAutoTokenizer.register(C, M)\n{_TOKENIZER}('a_tokenizer')", False),
+        (f"import not_installed_here\n{_MODEL}('own')", False),
+        (f"import numpy, torch\n{_MODEL}('own')", True),
+        # One Auto class was told, and the other one asks.
+        (f"{_REGISTER}{_MODEL}('own')", True),
+        (f"{_REGISTER}AutoModel.register(C, M)\n{_MODEL}('own')", True),
+        (f"{_REGISTER.replace('own', 'other')}{_MODEL}('own')", True),
     ],
 )  # fmt: skip
 def test_a_call_that_trusts_no_code_is_found(place: Path, lines: str, refused: bool) -> None:
     """Healthy twins: code that is trusted, or may be; a class of transformers' own; a call that may
-    not run or whose failure is awaited; a folder that the program writes."""
+    not run or whose failure is awaited; a folder that the program writes; classes that the program
+    registers, or may something that it imports."""
     script = place / "script.py"
     script.write_text(
         "from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model\n"
-        "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n"
+        "from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer\n"
+        "from transformers import PreTrainedModel, PretrainedConfig\n"
         f"{lines}\n"
         "model = get_peft_model(model, LoraConfig(target_modules=['q_proj']))\n"
     )

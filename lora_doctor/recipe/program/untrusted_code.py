@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +14,25 @@ from lora_doctor.recipe.program.caught import is_caught
 from lora_doctor.recipe.program.objects import class_of, is_false, is_none, text_of, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.adapter_files import CONFIG
-from lora_doctor.static.installed.environment import known_architectures
+from lora_doctor.static.installed.environment import (
+    installed_text,
+    known_architectures,
+    package_folder,
+)
+from lora_doctor.static.installed.import_chain import FOLLOWED
 from lora_doctor.static.installed.installed_classes import installed_class_has
-from lora_doctor.static.installed.installed_names import module_words
+from lora_doctor.static.installed.installed_names import importable, module_words
 from lora_doctor.static.named_file import named_folder
 from lora_doctor.static.piece import read_json_object
+from lora_doctor.static.program.program import Program
 from lora_doctor.static.program.values import Call
 
 _MODEL_CONFIG = "config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 #: Arguments of ``AutoTokenizer`` that say which class it is, or bring a config.
 _TELLS_CLASS = ("config", "tokenizer_type")
+#: Files of an installed package that are looked through for what it registers, at most.
+_MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ def untrusted_code(setup: Setup) -> Iterator[UntrustedCode]:
     part or in whole, may be another by then."""
     program = setup.program
     folders = (Path(), program.path.parent)
+    asked = _Asked(program, folders)
     written = {
         text_of(call.value("save_directory", 0))
         for call in program.calls
@@ -63,7 +74,7 @@ def untrusted_code(setup: Setup) -> Iterator[UntrustedCode]:
             continue
         subfolder = call.value("subfolder")
         folder = named_folder(name, folders) if is_none(subfolder) else None
-        code = _needed(call, folder, folders) if folder is not None else None
+        code = asked.needed(call, folder) if folder is not None else None
         if code is not None and not is_caught(call, ValueError):
             yield UntrustedCode(call, code)
 
@@ -80,31 +91,86 @@ def _asks(call: Call) -> bool:
     )
 
 
-def _needed(call: Call, folder: Path, folders: tuple[Path, ...]) -> OwnCode | None:
-    owner = class_of(call)
-    if top(call.name) == "peft":
-        return _of_adapter(folder, folders)
-    if owner == "AutoTokenizer":
-        told = any(not is_none(call.value(name)) for name in _TELLS_CLASS)
-        return None if told else _of_tokenizer(folder)
-    if owner == "AutoConfig" or (owner.startswith("AutoModel") and is_none(call.value("config"))):
-        return _of_config(folder)
-    return None
+@dataclass(frozen=True)
+class _Asked:
+    """What a program asks the Auto classes for, and which classes of its own it has told them."""
+
+    program: Program
+    #: Where it may name folders from.
+    folders: tuple[Path, ...]
+
+    def needed(self, call: Call, folder: Path) -> OwnCode | None:
+        """The code of the folder that this call would have to run."""
+        owner = class_of(call)
+        if top(call.name) == "peft":
+            return self._of_adapter(folder, owner.replace("Peft", "", 1))
+        if owner == "AutoTokenizer":
+            told = any(not is_none(call.value(name)) for name in _TELLS_CLASS)
+            return None if told else self._of_tokenizer(folder)
+        if owner == "AutoConfig" or (
+            owner.startswith("AutoModel") and is_none(call.value("config"))
+        ):
+            return self._of_model(folder, owner)
+        return None
+
+    def _of_adapter(self, folder: Path, owner: str) -> OwnCode | None:
+        """PEFT loads the base model with the same arguments, then a tokenizer that lies beside the
+        adapter."""
+        base = _read(folder / CONFIG).get("base_model_name_or_path")
+        found = named_folder(base, self.folders) if isinstance(base, str) and base else None
+        code = self._of_model(found, owner) if found is not None else None
+        return code or self._of_tokenizer(folder)
+
+    def _of_model(self, folder: Path, owner: str) -> OwnCode | None:
+        """transformers takes a class that it was told of before code, for each Auto class alone."""
+        file = folder / _MODEL_CONFIG
+        config = _read(file)
+        code = _reference(config, "AutoConfig", file)
+        if code is None or _is_known(config):
+            return None
+        if not self._is_told("AutoConfig", config.get("model_type")):
+            return code
+        told = owner == "AutoConfig" or self._is_told(owner)
+        return None if told else _reference(config, owner, file)
+
+    def _of_tokenizer(self, folder: Path) -> OwnCode | None:
+        return None if self._is_told("AutoTokenizer") else _of_tokenizer(folder)
+
+    def _is_told(self, owner: str, model_type: Any = None) -> bool:
+        """Whether the program may have registered a class of its own with an Auto class (of this
+        type of model, where one is given), or may something that it imports."""
+        return any(
+            _tells(call, owner, model_type) for call in self.program.calls
+        ) or _registered_by_imports(self.program, owner)
 
 
-def _of_adapter(folder: Path, folders: tuple[Path, ...]) -> OwnCode | None:
-    """PEFT loads the base model with the same arguments, then a tokenizer that lies beside the
-    adapter."""
-    base = _read(folder / CONFIG).get("base_model_name_or_path")
-    found = named_folder(base, folders) if isinstance(base, str) and base else None
-    code = _of_config(found) if found is not None else None
-    return code or _of_tokenizer(folder)
+def _tells(call: Call, owner: str, model_type: Any) -> bool:
+    """``AutoConfig.register("own", OwnConfig)``, or the same at the table behind it."""
+    if call.method != "register" or top(call.name) != "transformers":
+        return False
+    if class_of(call).endswith("_MAPPING"):
+        return True
+    if class_of(call) != owner:
+        return False
+    named = text_of(call.value("model_type", 0))
+    return model_type is None or named is None or named == model_type
 
 
-def _of_config(folder: Path) -> OwnCode | None:
-    config = _read(folder / _MODEL_CONFIG)
-    code = _reference(config, "AutoConfig", folder / _MODEL_CONFIG)
-    return None if code is None or _is_known(config) else code
+def _registered_by_imports(program: Program, owner: str) -> bool:
+    """Whether a package that the program imports registers classes, or is not here to be read."""
+    tops = {top(one.module) for one in program.imports}
+    return any(
+        _may_register(package, owner) for package in tops - set(FOLLOWED) - sys.stdlib_module_names
+    )
+
+
+@functools.cache
+def _may_register(package: str, owner: str) -> bool:
+    if importable(package) == "gone":
+        return True
+    folder = package_folder(package)
+    files = sorted(folder.rglob("*.py"))[:_MOST_FILES] if folder is not None else []
+    return any(f"{owner}.register(" in installed_text(file) for file in files)
 
 
 def _of_tokenizer(folder: Path) -> OwnCode | None:
