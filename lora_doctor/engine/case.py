@@ -177,6 +177,7 @@ class Case(MetaEvidence):
             recipe,
             self._limits("tiny", recipe),
             length=length,
+            joined=bool(self.supervision.prompts),
             made=self.tiny_model_file(recipe),
         )
 

@@ -17,3 +17,5 @@ class LongRow:
     error: ErrorReport | None = None
     #: The longest row that it takes; 0 where ``error`` is ``None``.
     most: int = 0
+    #: Whether it is the decoder's row, the labels, and the encoder takes something else.
+    decoded: bool = False
