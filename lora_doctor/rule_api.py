@@ -75,6 +75,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     functions that read no completion, return a distance, or are called with other arguments;
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
+    ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
     ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
     ``labels_decoded``: metrics that decode labels with their -100;
     ``evaluated_on_trained`` (``TrainedOn``) and ``labels_with_padding``: what a trainer's rows are
@@ -238,6 +239,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.launch import Launch, is_certain
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
+    from lora_doctor.recipe.program.misplaced import MisplacedArgument, misplaced_arguments
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
     from lora_doctor.recipe.program.order import (
@@ -371,6 +373,7 @@ _LAZY = {
         "recipe.program.launch": ("Launch", "is_certain"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
+        "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.all_splits": ("SplitsAsRows", "splits_as_rows"),
@@ -508,6 +511,7 @@ __all__ = [
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
+    "MisplacedArgument",
     "MisusedValue",
     "MisusedValues",
     "ModelClassError",
@@ -632,6 +636,7 @@ __all__ = [
     "merged_where_it_trained",
     "merges",
     "metrics_not_computed",
+    "misplaced_arguments",
     "missing_name",
     "name_groups",
     "named_gpus",

@@ -32,6 +32,8 @@ class Signature:
     annotations: dict[str, str]
     #: Whether it takes any other name as well.
     open: bool
+    #: Those that may be given by position, in their order; ``None`` where it takes any number.
+    positional: tuple[str, ...] | None = None
 
 
 def signature_of(dotted: str) -> Signature | None:
@@ -39,6 +41,15 @@ def signature_of(dotted: str) -> Signature | None:
     a base of it cannot be followed."""
     package, _, rest = dotted.partition(".")
     return _signature(package, rest.rpartition(".")[2], _DEPTH)
+
+
+def signature_of_function(dotted: str) -> Signature | None:
+    """The signature of a function of a package; ``None`` where it is not there."""
+    package, _, rest = dotted.partition(".")
+    node = _statement(package, rest.rpartition(".")[2], "def")
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    return _of_function(node, bound=False)
 
 
 def installed_version(package: str) -> str | None:
@@ -62,7 +73,7 @@ def loads_by_flag(flag: str) -> bool | None:
 
 @functools.cache
 def _signature(package: str, name: str, depth: int) -> Signature | None:
-    node = _class(package, name)
+    node = class_statement(package, name)
     if node is None or not depth:
         return None
     own = next(
@@ -82,7 +93,7 @@ def _signature(package: str, name: str, depth: int) -> Signature | None:
         is_open = is_open or base.open
     if _is_dataclass(node):
         names |= dict(_fields(node))
-    return Signature(tuple(names), names, is_open)
+    return Signature(tuple(names), names, is_open, tuple(names) if not is_open else None)
 
 
 def _base(package: str, node: ast.expr, depth: int) -> Signature | None:
@@ -100,15 +111,18 @@ def _is_plain_base(node: ast.expr) -> bool:
     return name in ("object", "ABC", "Generic", "Protocol", "Enum") or name.endswith("Mixin")
 
 
-def _of_function(node: ast.FunctionDef) -> Signature:
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]
+def _of_function(node: ast.FunctionDef, *, bound: bool = True) -> Signature:
+    first = 1 if bound else 0
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][first:]
     annotations = {
         one.arg: ast.unparse(one.annotation) if one.annotation is not None else ""
         for one in arguments
     }
     renamed = {name for decorator in node.decorator_list for name in _renamed(decorator)}
     names = (*annotations, *sorted(renamed - annotations.keys()))
-    return Signature(names, annotations, node.args.kwarg is not None)
+    ordered = tuple(one.arg for one in (*node.args.posonlyargs, *node.args.args)[first:])
+    by_place = ordered if node.args.vararg is None else None
+    return Signature(names, annotations, node.args.kwarg is not None, by_place)
 
 
 def _renamed(decorator: ast.expr) -> Iterator[str]:
@@ -132,10 +146,16 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
     return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
-@functools.cache
-def _class(package: str, name: str) -> ast.ClassDef | None:
+def class_statement(package: str, name: str) -> ast.ClassDef | None:
     """The class statement, in the first file of the package that has it."""
-    opening = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+    found = _statement(package, name, "class")
+    return found if isinstance(found, ast.ClassDef) else None
+
+
+@functools.cache
+def _statement(package: str, name: str, kind: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """The statement that defines a name; ``kind``: its first word."""
+    opening = re.compile(rf"^{kind} {re.escape(name)}\b", re.MULTILINE)
     for file in _files(package):
         text = installed_text(file)
         found = opening.search(text)
@@ -146,8 +166,10 @@ def _class(package: str, name: str) -> ast.ClassDef | None:
         except (SyntaxError, ValueError, RecursionError):
             return None
         return next(
-            (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == name), None
-        )
+            (one for one in tree.body
+             if isinstance(one, (ast.ClassDef, ast.FunctionDef)) and one.name == name),
+            None,
+        )  # fmt: skip
     return None
 
 
