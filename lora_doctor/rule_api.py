@@ -75,6 +75,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     functions that read no completion, return a distance, or are called with other arguments;
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
+    ``absent_methods`` (``AbsentMethod``): methods that the object does not have or that refuse it;
     ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
     ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
     ``labels_decoded``: metrics that decode labels with their -100;
@@ -204,6 +205,7 @@ if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.cut import Cut
     from lora_doctor.recipe.files.side_files import SideFiles
+    from lora_doctor.recipe.program.absent_methods import AbsentMethod, absent_methods
     from lora_doctor.recipe.program.adapter_steps import AdapterStep, adapter_steps
     from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
     from lora_doctor.recipe.program.after_training import (
@@ -373,6 +375,7 @@ _LAZY = {
         "recipe.program.launch": ("Launch", "is_certain"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
+        "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
         "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
@@ -457,6 +460,7 @@ __all__ = [
     "PYTHON_BYTES",
     "REMOVE",
     "TRAINER_STATE",
+    "AbsentMethod",
     "ActivationReading",
     "AdaptedPart",
     "AdapterFiles",
@@ -581,6 +585,7 @@ __all__ = [
     "Verification",
     "Vocabulary",
     "WrittenValue",
+    "absent_methods",
     "accumulation_of",
     "adapted_by_the_trainer_too",
     "adapted_twice",

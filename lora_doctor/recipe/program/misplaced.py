@@ -145,7 +145,7 @@ def _unfit(use: Use, kind: str, value: Value) -> tuple[str, str]:
         if listed is not None and str(len(listed.items)) != use.what:
             return f"a {listed.kind} of {len(listed.items)}", f"a tuple of {use.what}"
         return (
-            (_an(kind), f"{use.what} in a tuple") if kind in ("optimizer", "callback") else ("", "")
+            (_an(kind), f"a tuple of {use.what}") if kind in ("optimizer", "callback") else ("", "")
         )
     if use.kind == "added":
         if listed is not None and listed.kind != "list":

@@ -87,13 +87,17 @@ def _attributes(package: str, name: str, depth: int) -> frozenset[str] | None:
 
 def _own_names(node: ast.ClassDef) -> Iterator[str]:
     """Of a class statement: what is defined in it, and every ``self.name`` that a method sets."""
-    for one in node.body:
-        if isinstance(one, (ast.FunctionDef, ast.ClassDef)):
+    todo: list[ast.AST] = list(node.body)
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield one.name
-        elif isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
-            yield one.target.id
-        elif isinstance(one, ast.Assign):
-            yield from (target.id for target in one.targets if isinstance(target, ast.Name))
+        elif isinstance(one, (ast.Import, ast.ImportFrom)):
+            yield from (name.asname or name.name for name in one.names)
+        elif isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
+            yield one.id
+        else:
+            todo += ast.iter_child_nodes(one)
     for inner in walk(node):
         if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
             yield inner.attr

@@ -1,4 +1,4 @@
-"""Arguments of a script's calls, against what the constructors of the installed classes do."""
+"""Calls of a script, against what the installed classes do with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.recipe.program.absent_methods import absent_methods
 from lora_doctor.recipe.program.misplaced import misplaced_arguments
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.static.installed.constructor_use import attributes_of, constructor_uses
@@ -79,3 +80,80 @@ def test_a_trainer_reads_nothing_that_its_own_arguments_lack(name: str) -> None:
     uses = constructor_uses(f"transformers.{name}Trainer", "args")
     read = {use.what for use in uses if use.kind == "attribute"}
     assert read and read <= (attributes_of(f"transformers.{name}TrainingArguments") or set())
+
+
+_METHODS = """
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+)
+
+class Trains(Trainer):
+    def fit(self): ...
+
+model = AutoModelForCausalLM.from_pretrained("some/model")
+own = AutoModelForCausalLM.from_pretrained("some/model", trust_remote_code=True)
+few = AutoModelForCausalLM.from_pretrained(
+    "some/model", quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+)
+config = LoraConfig(target_modules=["q_proj"])
+trainer, mine = Trainer(model, TrainingArguments("out")), Trains(model, TrainingArguments("out"))
+{code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("model.print_trainable_parameters()", "peft"),
+        ("model.add_adapter(config)\nmodel.merge_and_unload()", "peft"),
+        ("get_peft_model(model, config)\nmodel.get_nb_trainable_parameters()", "peft"),
+        ("get_peft_model(model, config).print_trainable_parameters()", ""),
+        (
+            "model = get_peft_model(model, config)\nmodel.merge_and_unload().save_pretrained('x')",
+            "",
+        ),
+        ("own.print_trainable_parameters()", ""),
+        ("if hasattr(model, 'x'):\n    model.print_trainable_parameters()", ""),
+        ("try:\n    model.print_trainable_parameters()\nexcept AttributeError: pass", ""),
+        ("model.num_parameters()\nmodel.save_pretrained('x')\nmodel.set_adapter('x')", ""),
+        ("few.half()", "quantized"),
+        ("few.float()", "quantized"),
+        ("few.to(torch.bfloat16)", "quantized"),
+        ("few.to(dtype=torch.bfloat16)", "quantized"),
+        ("few.eval()\nfew.train()", ""),
+        ("model.half()\nmodel.to(torch.float16)\nown.float()", ""),
+        ("few = get_peft_model(few, config)\nfew.half()", ""),
+        ("trainer.save_pretrained('x')", "absent"),
+        ("trainer.save_model('x')\ntrainer.save_state()\ntrainer.model.save_pretrained('x')", ""),
+        ("trainer.fit = print\ntrainer.fit()", ""),
+        ("mine.fit()", ""),
+    ],
+)
+def test_methods_that_the_installed_class_lacks_are_told(
+    tmp_path: Path, code: str, why: str
+) -> None:
+    """And those that it has, or that it may have, are not."""
+    path = tmp_path / "train.py"
+    path.write_text(_METHODS.format(code=code))
+    assert [one.why for one in absent_methods(read_setup(path))] == [why] * bool(why)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("load_dataset('x', split='train', streaming=True).train_test_split(0.1)", True),
+        ("load_dataset('x', split='train').shuffle().train_test_split(0.1)", False),
+        ("load_dataset('x', split='train').map(print).batches()", True),
+        ("load_dataset('x').batches()", False),
+        ("load_dataset('x', split=['a', 'b']).batches()", False),
+    ],
+)
+def test_a_streamed_set_has_fewer_methods(tmp_path: Path, code: str, found: bool) -> None:
+    """Which ones is read in the installed package."""
+    pytest.importorskip("datasets", minversion="2")
+    path = tmp_path / "train.py"
+    path.write_text(_METHODS.format(code=code))
+    assert bool(list(absent_methods(read_setup(path)))) is found
