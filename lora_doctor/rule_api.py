@@ -94,7 +94,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``LongRow``: a tiny model with all positions, on a row as long as the longest.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names; ``ChatTemplate``: what the template in
-    its folder did with a short conversation.
+    its folder did with a short conversation; ``ProcessedImage``: what its processor made of an
+    image.
 *Of the file of a training framework*
     ``SetUp``, its entries and where each stands (``Place``); ``framework_named``, the
     ``Framework`` that reads it; ``remarks_of``, each ``Remark`` on its entries. An ``Edit`` of an
@@ -313,6 +314,7 @@ if TYPE_CHECKING:
         UpdateReading,
     )
     from lora_doctor.results.plain_weights import PlainWeights
+    from lora_doctor.results.processed_image import ProcessedImage
     from lora_doctor.results.processes import EmptyWeights, Processes, SavedAdapter
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
@@ -426,6 +428,7 @@ _LAZY = {
             "SpacingReading", "UnusedAdapterReading", "UpdateReading",
         ),
         "results.plain_weights": ("PlainWeights",),
+        "results.processed_image": ("ProcessedImage",),
         "results.processes": ("EmptyWeights", "Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.misused_values": ("MisusedValue", "MisusedValues"),
@@ -533,6 +536,7 @@ __all__ = [
     "PlainWeights",
     "Precision",
     "PreferencePairs",
+    "ProcessedImage",
     "Processes",
     "Proof",
     "ProofKind",

@@ -88,6 +88,12 @@ CHAT_TEMPLATE = Task(
     "apply_chat_template of the installed transformers",
     "a conversation by the model's template",
 )
+PROCESSED_IMAGE = Task(
+    "processed_image",
+    "lora_doctor.evidence.processed_image:gather",
+    "the processor in the model's folder, and the class on the meta device",
+    "an image by the model's processor",
+)
 REFUSED_TRAINER = Task(
     "refused_trainer",
     "lora_doctor.evidence.refused_trainer:gather",

@@ -15,6 +15,7 @@ from lora_doctor.engine.child_tasks import (
     LOADING_BY_CODE,
     MEMORY_PLAN,
     MISUSED_VALUES,
+    PROCESSED_IMAGE,
     REFUSED_ARGUMENTS,
     STRUCTURE,
     ChildTasks,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.results.misused_values import MisusedValues
+    from lora_doctor.results.processed_image import ProcessedImage
     from lora_doctor.results.refused_arguments import AskedArguments
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
@@ -298,6 +300,19 @@ class MetaEvidence(WrittenEvidence):
             self.settings.limits.of_meta(),
             template=template.text,
             file=template.file,
+        )
+
+    @evidence(of_recipe=True)
+    def processed_image(self) -> ProcessedImage:
+        """One image through the processor in the model's folder; raises without one."""
+        from lora_doctor.results.processed_image import ProcessedImage
+
+        self._require("meta")
+        if self.static.json_file("processor_config.json").value is None:
+            self.static.json_file("preprocessor_config.json").require()
+        self._progress("processing an image")
+        return self._tasks.gather(
+            PROCESSED_IMAGE, ProcessedImage, self.recipe_in_full(), self.settings.limits.of_meta()
         )
 
     @evidence(of_recipe=True)
