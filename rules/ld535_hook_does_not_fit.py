@@ -1,4 +1,4 @@
-"""LD535: a function or callback that a trainer is handed takes other arguments than it gets."""
+"""LD535: a function or callback that a trainer is handed takes, or returns, something else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    UnfitHook,
     unfit_hooks,
 )
 
@@ -35,7 +36,9 @@ class HookDoesNotFit(Rule):
     The Trainer passes everything that it has to each method of a callback: the model, the
     optimizer, the dataloaders, by name. A method that takes only what it uses has no place for the
     rest; `**kwargs` is that place. `preprocess_logits_for_metrics` gets the labels beside the
-    logits, `compute_loss_func` gets `num_items_in_batch`.
+    logits, `compute_loss_func` gets `num_items_in_batch`. What `compute_metrics` returns is a
+    dictionary, to which the Trainer adds the loss: a number alone raises `'float' object does not
+    support item assignment`.
 
     The calls are read in the source of the installed transformers. Functions with decorators, and
     those that are handed to a Trainer class of the script's own, are left alone.
@@ -64,6 +67,11 @@ class HookDoesNotFit(Rule):
             r"\b(?:preprocess_logits\w*|compute_metrics|compute_loss_func)\(\) "
             r"(?:takes|missing|got an unexpected)"
         ),
+        Symptom(
+            r"'(?:numpy\.)?(?:float(?:64)?|int|NoneType|tuple)' object does not support item "
+            r"assignment",
+            raised_in=r"transformers[\\/]trainer\.py",
+        ),
     )
     examples = (
         Example(
@@ -71,6 +79,13 @@ class HookDoesNotFit(Rule):
             "tests/scripts/callback_without_kwargs.py",
             depth="static",
             why="on_log has no place for the model",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/metric_without_name.py",
+            requires={"transformers": ">=4.46"},  # eval_strategy
+            depth="static",
+            why="compute_metrics returns a number",
         ),
         Example("healthy", "tests/scripts/hooks_that_fit.py", depth="static"),
     )
@@ -87,11 +102,24 @@ class HookDoesNotFit(Rule):
             )
             yield self.finding(
                 "error",
-                f"{found.name} {found.why}: the Trainer's call of it raises TypeError.",
+                _message(found),
                 location=Location("file", found.place.file, found.place.line),
                 evidence=(Measurement("called with", given, found.call.place),),
                 proof=_PROOF,
-                fixes=(
-                    Fix(f"Give {found.name} the parameters of the call, or **kwargs.", "manual"),
-                ),
+                fixes=(Fix(_advice(found), "manual"),),
             )
+
+
+def _message(found: UnfitHook) -> str:
+    if found.returned:
+        return (
+            f"{found.name} {found.why}, and the Trainer adds the loss to the dictionary that it "
+            "expects: the first evaluation raises TypeError."
+        )
+    return f"{found.name} {found.why}: the Trainer's call of it raises TypeError."
+
+
+def _advice(found: UnfitHook) -> str:
+    if found.returned:
+        return 'Return a dictionary of names and numbers: {"accuracy": value}.'
+    return f"Give {found.name} the parameters of the call, or **kwargs."

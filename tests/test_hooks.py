@@ -52,3 +52,35 @@ def test_what_the_trainer_cannot_call_is_told(
     found = list(hooks.unfit_hooks(read_setup(path)))
     assert bool(found) == bool(why)
     assert all(why in one.why for one in found)
+
+
+@pytest.mark.parametrize(
+    ("body", "asked", "found"),
+    [
+        ("return float(p.x)", "evaluate", True),
+        ("return (p.x == p.y).mean()", "evaluate", True),
+        ("right = p.x == p.y\n    share = np.mean(right)\n    return share", "evaluate", True),
+        ("print(p)", "evaluate", True),
+        ("return accuracy_score(p.x, p.y), 1", "evaluate", True),
+        ("return p.x.mean().item()", "evaluate", True),
+        ("return float(p.x)", "save_model", False),
+        ("return {'accuracy': 1}", "evaluate", False),
+        ("return metric.compute(predictions=p.x)", "evaluate", False),
+        ("out = 1\n    out = dict(a=1)\n    return out", "evaluate", False),
+        ("return dict(a=1) | {}", "evaluate", False),
+        ("if p:\n        return 1.0\n    return {'a': 1}", "evaluate", False),
+        ("raise RuntimeError", "evaluate", False),
+    ],
+)
+def test_a_metric_without_a_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, asked: str, found: bool
+) -> None:
+    """Where the evaluation surely comes, and every way through the function returns none."""
+    calls = (HookCall("", 1, (), "trainer.py:1"),)
+    monkeypatch.setattr(hooks, "hook_calls", lambda name: calls if "metrics" in name else ())
+    path = tmp_path / "train.py"
+    head = "import numpy as np\nfrom sklearn.metrics import accuracy_score\n"
+    code = f"{head}def metrics(p):\n    {body}\n"
+    given = "eval_dataset=[], compute_metrics=metrics"
+    path.write_text(_SCRIPT.format(code=code, given=given, after=f"trainer.{asked}()"))
+    assert [one.returned for one in hooks.unfit_hooks(read_setup(path))] == [True] * found

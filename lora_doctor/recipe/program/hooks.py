@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import libcst as cst
 
-from lora_doctor.recipe.program.objects import is_trainer, top
+from lora_doctor.recipe.program.evaluation import asked_strategy
+from lora_doctor.recipe.program.hook_results import returns_no_dictionary
+from lora_doctor.recipe.program.objects import is_false, is_trainer, settings_of, top
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.hook_calls import (
@@ -21,6 +23,7 @@ from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Class, Function, Items, Known, Thing, Value
 
 #: Arguments whose function is called only when the trainer evaluates.
+_RETURNS_METRICS = "compute_metrics"
 _OF_EVALUATION = ("compute_metrics", "preprocess_logits_for_metrics")
 
 
@@ -36,6 +39,8 @@ class UnfitHook:
     why: str
     #: How the installed Trainer calls it.
     call: HookCall
+    #: Whether it is what it returns that does not fit, and not what it takes.
+    returned: bool = False
 
 
 def unfit_hooks(setup: Setup) -> Iterator[UnfitHook]:
@@ -48,7 +53,7 @@ def unfit_hooks(setup: Setup) -> Iterator[UnfitHook]:
     for call in calls:
         if call.certain and is_trainer(call) and top(call.name) in ("transformers", "trl"):
             if call.heir is None:  # a class of the program's may call them itself
-                yield from _functions(call)
+                yield from _functions(setup, call)
             yield from _methods(call.value("callbacks"))
         elif call.certain and call.method == "add_callback" and _trainer_has(call.receiver):
             yield from _methods(call.value("callback", 0))
@@ -58,7 +63,7 @@ def _trainer_has(value: Value | None) -> bool:
     return isinstance(value, Thing) and is_trainer(value.call)
 
 
-def _functions(call: Call) -> Iterator[UnfitHook]:
+def _functions(setup: Setup, call: Call) -> Iterator[UnfitHook]:
     """Those that are arguments of the trainer itself."""
     for name, argument in call.keywords.items():
         function = argument.value
@@ -67,10 +72,32 @@ def _functions(call: Call) -> Iterator[UnfitHook]:
             continue
         if name in _OF_EVALUATION and not _evaluates(call):
             continue
+        place = function.unit.span(function.node).place
+        if name == _RETURNS_METRICS and _surely_evaluates(setup, call):
+            returned = returns_no_dictionary(function)
+            if returned:
+                shown = function.name or name
+                yield UnfitHook(shown, place, f"returns {returned}", asked[0], returned=True)
+                continue
         reasons = [_why_unfit(function, one) for one in asked]
         if all(reasons) and function.name:
-            place = function.unit.span(function.node).place
             yield UnfitHook(function.name, place, reasons[0], asked[0])
+
+
+def _surely_evaluates(setup: Setup, call: Call) -> bool:
+    """Whether an evaluation is asked for, whose function is called once with all rows."""
+    arguments = settings_of(call.value("args", 1))
+    if arguments is None or arguments.open is not None:
+        return False
+    if not is_false(arguments.value("batch_eval_metrics")):
+        return False
+    return bool(asked_strategy(arguments)) or any(
+        one.method == "evaluate"
+        and one.certain
+        and isinstance(one.receiver, Thing)
+        and one.receiver.call is call
+        for one in setup.program.calls
+    )
 
 
 def _evaluates(call: Call) -> bool:
