@@ -76,6 +76,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``absent_methods`` (``AbsentMethod``): methods that the object does not have or that refuse it;
+    ``asked_of_tokenizer`` (``AskedOfTokenizer``): a mask token or a template that it has to have;
     ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
     ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
     ``labels_decoded``: metrics that decode labels with their -100;
@@ -218,6 +219,7 @@ if TYPE_CHECKING:
         trained_in_turn,
     )
     from lora_doctor.recipe.program.all_splits import SplitsAsRows, splits_as_rows
+    from lora_doctor.recipe.program.asked_of_tokenizer import AskedOfTokenizer, asked_of_tokenizer
     from lora_doctor.recipe.program.best_metric import metrics_not_computed
     from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
@@ -378,6 +380,7 @@ _LAZY = {
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
+        "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
         "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
@@ -475,6 +478,7 @@ __all__ = [
     "AddedInput",
     "AddedTokens",
     "AskedArguments",
+    "AskedOfTokenizer",
     "AskedTrainer",
     "AttentionReading",
     "AutoLoading",
@@ -598,6 +602,7 @@ __all__ = [
     "added_tokens",
     "adds_without_wrapper",
     "all_set_trainable",
+    "asked_of_tokenizer",
     "asks_for_adapter",
     "at_an_end",
     "beyond",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lora_doctor.recipe.program.absent_methods import absent_methods
+from lora_doctor.recipe.program.asked_of_tokenizer import asked_of_tokenizer
 from lora_doctor.recipe.program.misplaced import misplaced_arguments
 from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.static.folder.lacking_tokenizer import lacks_mask_token
 from lora_doctor.static.installed.constructor_use import attributes_of, constructor_uses
+from lora_doctor.static.model_files import StaticEvidence
 
 _SCRIPT = """
 import torch
@@ -157,3 +161,61 @@ def test_a_streamed_set_has_fewer_methods(tmp_path: Path, code: str, found: bool
     path = tmp_path / "train.py"
     path.write_text(_METHODS.format(code=code))
     assert bool(list(absent_methods(read_setup(path)))) is found
+
+
+_TOKENIZERS = """
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+from trl import setup_chat_format
+
+tokenizer = AutoTokenizer.from_pretrained("some/model", use_fast=True)
+other = AutoTokenizer.from_pretrained("another/model")
+named = AutoTokenizer.from_pretrained("some/model", mask_token="<m>")
+model = AutoModelForCausalLM.from_pretrained("some/model")
+{code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [
+        ("DataCollatorForLanguageModeling(tokenizer)", "mask_token"),
+        ("DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=True)", "mask_token"),
+        ("DataCollatorForLanguageModeling(tokenizer, mlm=False)", ""),
+        ("DataCollatorForLanguageModeling(tokenizer, False)", ""),
+        ("DataCollatorForLanguageModeling(other)", ""),
+        ("DataCollatorForLanguageModeling(named)", ""),
+        ("tokenizer.mask_token = '<m>'\nDataCollatorForLanguageModeling(tokenizer)", ""),
+        ("tokenizer.add_special_tokens({})\nDataCollatorForLanguageModeling(tokenizer)", ""),
+        ("tokenizer.apply_chat_template([])", "chat_template"),
+        ("tokenizer.chat_template = 'x'\ntokenizer.apply_chat_template([])", ""),
+        ("tokenizer.apply_chat_template([], chat_template='x')", ""),
+        ("if tokenizer.chat_template:\n    tokenizer.apply_chat_template([])", ""),
+        ("_, tokenizer = setup_chat_format(model, other)\ntokenizer.apply_chat_template([])", ""),
+        ("other.apply_chat_template([])", ""),
+    ],
+)
+def test_what_a_script_asks_of_its_models_tokenizer(tmp_path: Path, code: str, asked: str) -> None:
+    """A script that gives it a token or a template is left alone, as is another tokenizer."""
+    path = tmp_path / "train.py"
+    path.write_text(_TOKENIZERS.format(code=code))
+    assert [one.what for one in asked_of_tokenizer(read_setup(path))] == [asked] * bool(asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "model_type", "lacks"),
+    [
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "llama", True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<m>"}, "llama", False),
+        ({"tokenizer_class": "BertTokenizerFast"}, "llama", False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "bert", False),
+        ({"tokenizer_class": "Own", "auto_map": {}}, "llama", False),
+        ({}, "llama", False),
+    ],
+)
+def test_a_mask_token_that_a_class_has_by_default(
+    tmp_path: Path, settings: dict[str, str], model_type: str, lacks: bool
+) -> None:
+    """Old tokenizers of BERT say nothing of it in their files."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    static = StaticEvidence(str(tmp_path), tmp_path, {"model_type": model_type})
+    assert lacks_mask_token(static) is lacks
