@@ -165,7 +165,6 @@ def test_a_streamed_set_has_fewer_methods(tmp_path: Path, code: str, found: bool
 
 _TOKENIZERS = """
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
-from trl import setup_chat_format
 
 tokenizer = AutoTokenizer.from_pretrained("some/model", use_fast=True)
 other = AutoTokenizer.from_pretrained("another/model")
@@ -190,7 +189,10 @@ model = AutoModelForCausalLM.from_pretrained("some/model")
         ("tokenizer.chat_template = 'x'\ntokenizer.apply_chat_template([])", ""),
         ("tokenizer.apply_chat_template([], chat_template='x')", ""),
         ("if tokenizer.chat_template:\n    tokenizer.apply_chat_template([])", ""),
-        ("_, tokenizer = setup_chat_format(model, other)\ntokenizer.apply_chat_template([])", ""),
+        (
+            "from trl import *\n_, tokenizer = setup_chat_format(model, other)\ntokenizer.apply_chat_template([])",
+            "",
+        ),
         ("other.apply_chat_template([])", ""),
     ],
 )
