@@ -190,7 +190,8 @@ model = AutoModelForCausalLM.from_pretrained("some/model")
         ("tokenizer.apply_chat_template([], chat_template='x')", ""),
         ("if tokenizer.chat_template:\n    tokenizer.apply_chat_template([])", ""),
         (
-            "from trl import *\n_, tokenizer = setup_chat_format(model, other)\ntokenizer.apply_chat_template([])",
+            "from trl import *\n_, tokenizer = setup_chat_format(model, other)\n"
+            "tokenizer.apply_chat_template([])",
             "",
         ),
         ("other.apply_chat_template([])", ""),
