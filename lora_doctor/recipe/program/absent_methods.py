@@ -34,12 +34,14 @@ _DTYPES = ("float16", "bfloat16", "half", "float32", "float", "float64", "double
 class AbsentMethod:
     """A call of such a method."""
 
+    #: The name of the method.
     method: str
     #: The class of the object.
     owner: str
     #: ``absent``: the class has none; ``peft``: only PEFT's models have it; ``quantized``: it
     #: refuses weights in 4 or 8 bits.
     why: str
+    #: Where it is called.
     place: Place
     #: Where the object was made.
     made: Place

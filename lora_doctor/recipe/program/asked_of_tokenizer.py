@@ -34,6 +34,7 @@ class AskedOfTokenizer:
     what: str
     #: What asks for it.
     by: str
+    #: Where it is asked.
     place: Place
 
 

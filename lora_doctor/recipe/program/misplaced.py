@@ -62,6 +62,7 @@ class MisplacedArgument:
     given: str
     #: What is needed there.
     needed: str
+    #: Where the argument stands.
     place: Place
     #: Where the installed class says so.
     source: str
