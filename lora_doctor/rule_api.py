@@ -77,6 +77,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``absent_methods`` (``AbsentMethod``): methods that the object does not have or that refuse it;
     ``asked_of_tokenizer`` (``AskedOfTokenizer``): a mask token or a template that it has to have;
+    ``selected_beyond`` (``SelectedRows``): selections of more rows than a file has;
     ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
     ``splits_as_rows`` (``SplitsAsRows``): all splits of a set where the rows of one are needed;
     ``labels_decoded``: metrics that decode labels with their -100;
@@ -269,6 +270,7 @@ if TYPE_CHECKING:
         distances_rewarded,
         refused_rewards,
     )
+    from lora_doctor.recipe.program.selected_rows import SelectedRows, selected_beyond
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
     from lora_doctor.recipe.program.training_loops import (
@@ -381,6 +383,7 @@ _LAZY = {
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
         "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
+        "recipe.program.selected_rows": ("SelectedRows", "selected_beyond"),
         "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
@@ -561,6 +564,7 @@ __all__ = [
     "SavedAdapter",
     "Saving",
     "ScriptError",
+    "SelectedRows",
     "SetUp",
     "Setup",
     "Severity",
@@ -674,6 +678,7 @@ __all__ = [
     "resumed_from",
     "same_job",
     "saved_as_base",
+    "selected_beyond",
     "sets_padding_id",
     "sharded",
     "side_towers",
