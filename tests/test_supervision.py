@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def test_labels_of_a_sequence_of_their_own_and_of_classes() -> None:
     assert whole.supervised_tokens == 3 and whole.end_trained and not whole.everything
     classes = seen(Row([5, 6], [3]), Row([5], [1], 2), layout="classes", label_count=3)
     assert classes.labels_out_of_range.numbers == (1,) and classes.wrong_labels == (3,)
+
+
+def test_a_label_that_is_no_token_is_not_decoded() -> None:
+    """Tokenizers raise OverflowError for -1: then nothing at all would be said of the rows."""
+    asked: list[int] = []
+
+    def decode(ids: Sequence[int]) -> str:
+        asked.extend(ids)
+        return " ".join(map(str, ids))
+
+    rows = {"classes": Row([5, 6], [-1]), "seq2seq": Row([5, 6], [9, -1, 2])}
+    for layout, row in rows.items():
+        settings = LossSettings(layout=layout)
+        found = observe([row], TokenizerFacts(eos_id=2), settings, origin="t", decode=decode)
+        assert found.wrong_labels == (-1,) and found.shown[0].pieces
+    assert set(asked) == {5, 6, 9, 2}
 
 
 @needs_masks

@@ -106,6 +106,8 @@ class _Read:
     holds: list[str] = field(default_factory=list)
     tag: str = ""
     wrong_labels: tuple[int, ...] = ()
+    #: Whether its labels are classes.
+    classified: bool = False
     end_token: int | None = None
     padding_labels: int = 0
 
@@ -123,6 +125,7 @@ def _read(row: Row, tokenizer: TokenizerFacts, settings: LossSettings) -> _Read:
     one.wrong_labels = _out_of_range(row.labels, settings)
     one.mark("labels_out_of_range", bool(one.wrong_labels))
     one.mark("placeholders_cut", _placeholders_cut(row, ids, tokenizer))
+    one.classified = settings.layout == "classes"
     if settings.layout in ("classes", "aligned"):
         one.mark("nothing", not any(label != IGNORED for label in labels))
         return one
@@ -288,9 +291,12 @@ def _shown(
 
 def _show(one: _Read, decode: Decode | None) -> ShownRow:
     ids: Sequence[int] = one.ids
-    if len(one.supervised) != len(ids):  # the labels are what is predicted
-        ids = [label for label in one.row.labels if label != IGNORED]
-        supervised: Sequence[bool] = [True] * len(ids)
+    supervised: Sequence[bool]
+    if one.classified:  # a class is no token
+        supervised = [False] * len(ids)
+    elif len(one.supervised) != len(ids):  # the labels are what is predicted
+        ids = [label for label in one.row.labels if label >= 0]  # others have no text
+        supervised = [True] * len(ids)
     else:
         supervised = one.supervised
     shown = ShownRow(one.row.number, len(one.ids), one.count, one.uncut_length)
