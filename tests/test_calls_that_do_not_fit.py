@@ -134,6 +134,9 @@ trainer, mine = Trainer(model, TrainingArguments("out")), Trains(model, Training
         ("trainer.save_model('x')\ntrainer.save_state()\ntrainer.model.save_pretrained('x')", ""),
         ("trainer.fit = print\ntrainer.fit()", ""),
         ("mine.fit()", ""),
+        ("trainer.train().save_model('x')", "absent"),
+        ("trained = mine.train()\ntrained.save_model('x')", ""),
+        ("trained = trainer.train()\ntrained._asdict()\ntrained.metrics.update(a=1)", ""),
     ],
 )
 def test_methods_that_the_installed_class_lacks_are_told(

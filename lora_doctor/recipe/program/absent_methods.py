@@ -128,6 +128,8 @@ def _of_class(call: Call, pinned: set[str]) -> AbsentMethod | None:
     return AbsentMethod(call.method, owner.rpartition(".")[2], "absent", call.place, made.place)
 
 
+#: What ``train`` of a Trainer returns.
+_TRAINED = "transformers.TrainOutput"
 _ROWS, _STREAM = "datasets.Dataset", "datasets.IterableDataset"
 
 
@@ -140,11 +142,21 @@ def _class_of(value: Value | None) -> tuple[str, Call | None]:
         call = value.call
         if is_trainer(call) and call.receiver is None and call.heir is None and not steps:
             return call.name, call
+        if _is_training(call) and not steps:
+            return _TRAINED, call
         if call.name == "datasets.load_dataset":
             return _of_rows(call, steps[::-1]), call
         steps.append(call.method)
         value = call.receiver
     return "", None
+
+
+def _is_training(call: Call) -> bool:
+    """``train`` of a Trainer of transformers itself."""
+    trainer = call.receiver.call if isinstance(call.receiver, Thing) else None
+    if call.method != "train" or trainer is None or trainer.heir is not None:
+        return False
+    return is_trainer(trainer) and top(trainer.name) == "transformers"
 
 
 def _of_rows(call: Call, steps: list[str]) -> str:

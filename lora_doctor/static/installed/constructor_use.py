@@ -78,6 +78,9 @@ def _attributes(package: str, name: str, depth: int) -> frozenset[str] | None:
         inherited = ast.unparse(base).rpartition(".")[2]
         if inherited in ("object", "ABC"):
             continue
+        if inherited == "NamedTuple":
+            names |= {*dir(tuple), "_asdict", "_replace", "_make", "_fields"}
+            continue
         more = _attributes(place, inherited, depth - 1)
         if more is None:
             return None

@@ -112,8 +112,8 @@ def _of_model(follower: Context, call: Call) -> Value | None:
         return call.value("model", 0)
     if not isinstance(receiver, Thing):
         return None
-    if call.method in _SELF:
-        return receiver
+    if call.method in _SELF and not receiver.made_by.endswith("Trainer"):
+        return receiver  # what a trainer's `train` returns is another thing
     if call.method == "prepare" and call.positional:  # accelerate's
         given = [item.value for item in call.positional]
         return given[0] if len(given) == 1 else Items(given, "tuple")
