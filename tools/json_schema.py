@@ -60,7 +60,7 @@ _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
         "script",
         "out_of_reach",
     ),
-    Recipe: ("file", "written"),
+    Recipe: ("file", "written", "impossible"),
     SetUp: ("read",),
 }
 #: Properties that are written beside the fields.

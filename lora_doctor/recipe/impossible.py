@@ -12,7 +12,9 @@ from lora_doctor.static.place import Place
 class Impossible:
     """A value that the recipe leaves out. What a library makes of it is for a rule to find out."""
 
+    #: The key of the recipe.
     key: str
+    #: What stands in the file.
     value: Any
     #: Why it cannot be, as the reader says it: where, which key, what it has to be.
     said: str
