@@ -55,7 +55,9 @@ class NotInTheTokenizer(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"This tokenizer does not have a mask token which is necessary"),
-        Symptom(r"tokenizer\.chat_template is not set and no template argument was passed"),
+        Symptom(
+            r"tokenizer\.chat_template is not set and no template argument was passed", weight=-1
+        ),
     )
     examples = (
         Example(
