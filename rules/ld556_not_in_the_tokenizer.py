@@ -53,12 +53,7 @@ class NotInTheTokenizer(Rule):
     name = "not-in-the-tokenizer"
     summary = "A mask token or a chat template is used, and the model's tokenizer has none."
     depth = "static"
-    symptoms = (
-        Symptom(r"This tokenizer does not have a mask token which is necessary"),
-        Symptom(
-            r"tokenizer\.chat_template is not set and no template argument was passed", weight=-1
-        ),
-    )
+    symptoms = (Symptom(r"This tokenizer does not have a mask token which is necessary"),)
     examples = (
         Example(
             "broken",
