@@ -118,11 +118,9 @@ def test_json_keeps_the_data_exactly(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("r.yaml", f'"{EVIL[:5]}": 1\n'),
-        ("r.yaml", "r: \u202e[\n"),
         ("r.yaml", "r: 1\n\u2066: : :\n"),
         ("r.yaml", 'target_modules: "\\e[31m\\x9b\u202e"\n"\\e[2J": 1\n'),
         ("r.json", json.dumps({f"key{EVIL}": 1})),
-        ("r.json", json.dumps({"r": EVIL})),
         ("r.json", '{"r": \x9b\u202e}'),
         (f"r{EVIL}.yaml", "r: ["),
     ],
@@ -134,6 +132,17 @@ def test_errors_in_a_recipe(tmp_path: Path, name: str, text: str) -> None:
         lora_doctor("check", "arch:llama", "--depth", "static", "--recipe", recipe, cwd=tmp_path)
     )
     assert result.code == 2 and result.one_line_error
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("r.yaml", "r: \u202e[\n"), ("r.json", json.dumps({"r": EVIL}))]
+)
+def test_a_text_in_the_place_of_a_number(tmp_path: Path, name: str, text: str) -> None:
+    """It is a finding (LD223), which shows the text without being changed by it."""
+    (tmp_path / name).write_text(text, "utf-8")
+    words = ("check", "arch:llama", "--depth", "static", "--recipe", name)
+    result = check(lora_doctor(*words, cwd=tmp_path))
+    assert result.code == 1 and "LD223" in result.out
 
 
 def test_the_diff_shows_what_is_hidden_in_the_recipe(tmp_path: Path) -> None:

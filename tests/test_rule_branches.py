@@ -907,7 +907,7 @@ def test_ld932_says_which_arguments_do_not_fit(
 def test_ld933_names_every_argument_and_leaves_what_ran(gathered: Callable[..., None]) -> None:
     override = Stub(
         owner="Mine", method="compute_loss", not_taken=["num_items_in_batch", "more"],
-        place=Place("train.py", 4), call=Stub(place="transformers/trainer.py:1"),
+        place=Place("train.py", 4), call=Stub(place="transformers/trainer.py:1", due=frozenset()),
     )  # fmt: skip
     gathered("LD933", narrow_overrides=[override])
     assert ask("LD933", has={"dry_run"}.__contains__, program=Stub()) == []
@@ -917,7 +917,7 @@ def test_ld933_names_every_argument_and_leaves_what_ran(gathered: Callable[..., 
     )
     assert found.location.line == 4
     assert fixes(found) == ["Add num_items_in_batch=None to the parameters of compute_loss."]
-    assert evidence(found) == {"passed by name": "num_items_in_batch, more"}
+    assert evidence(found) == {"called with": "num_items_in_batch, more"}
 
 
 def test_ld934_returns_the_distance_below_zero(gathered: Callable[..., None]) -> None:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import libcst as cst
+from typing import TYPE_CHECKING
 
 from lora_doctor.recipe.program.objects import class_of, loader_of, same_source, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Function, Known, Thing, Value
+
+if TYPE_CHECKING:
+    import libcst as cst
 
 #: Arguments of ``from_pretrained`` that give a tokenizer neither tokens nor a template.
 _HARMLESS = frozenset(
@@ -65,29 +67,28 @@ def _templates(setup: Setup, call: Call) -> Iterator[AskedOfTokenizer]:
     function = call.value("function", 0) if call.method == "map" else None
     if not isinstance(function, Function) or not isinstance(call.receiver, Thing):
         return
-    for node in _certain_calls(function):
-        owner = node.func.value if isinstance(node.func, cst.Attribute) else None
-        named = function.scope.find(owner.value) if isinstance(owner, cst.Name) else None
-        if _is_own(setup, named, "chat_template"):
+    for owner, node in _certain_calls(function):
+        if _is_own(setup, function.scope.find(owner) if owner else None, "chat_template"):
             place = function.unit.span(node).place
             yield AskedOfTokenizer("chat_template", _APPLIES, place)
             return
 
 
-def _certain_calls(function: Function) -> Iterator[cst.Call]:
-    """The calls of ``apply_chat_template`` in a function that no condition stands before."""
+def _certain_calls(function: Function) -> Iterator[tuple[str, cst.Call]]:
+    """The calls of ``apply_chat_template`` in a function that no condition stands before, each with
+    the name of what it is called on."""
+    import libcst as cst
+
     todo: list[cst.CSTNode] = [function.node.body]
     while todo:
         node = todo.pop()
         if isinstance(node, (cst.If, cst.IfExp, cst.Try, cst.BooleanOperation, cst.FunctionDef)):
             continue
-        if isinstance(node, cst.Call) and _method(node) == _APPLIES:
-            yield node
+        called = node.func if isinstance(node, cst.Call) else None
+        if isinstance(called, cst.Attribute) and called.attr.value == _APPLIES:
+            assert isinstance(node, cst.Call)
+            yield (called.value.value if isinstance(called.value, cst.Name) else ""), node
         todo += node.children
-
-
-def _method(node: cst.Call) -> str:
-    return node.func.attr.value if isinstance(node.func, cst.Attribute) else ""
 
 
 def _is_own(setup: Setup, value: Value | None, what: str) -> bool:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import libcst as cst
-
 from lora_doctor.recipe.program.evaluation import asked_strategy
-from lora_doctor.recipe.program.hook_results import returns_no_dictionary
 from lora_doctor.recipe.program.objects import is_false, is_trainer, settings_of, top
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
@@ -74,6 +71,8 @@ def _functions(setup: Setup, call: Call) -> Iterator[UnfitHook]:
             continue
         place = function.unit.span(function.node).place
         if name == _RETURNS_METRICS and _surely_evaluates(setup, call):
+            from lora_doctor.recipe.program.hook_results import returns_no_dictionary
+
             returned = returns_no_dictionary(function)
             if returned:
                 shown = function.name or name
@@ -135,6 +134,8 @@ def _callback_class(value: Value | None) -> Class | None:
 
 def _why_unfit(function: Function, asked: HookCall, *, bound: bool = False) -> str:
     """Why a call of the function raises; empty where it does not, or a decorator may change it."""
+    import libcst as cst
+
     node = function.node
     if isinstance(node, cst.FunctionDef) and node.decorators:
         return ""
