@@ -82,10 +82,16 @@ class ValueOfWrongType(Rule):
         Example(
             "broken",
             "tests/scripts/learning_rate_in_quotes.py",
+            requires={"transformers": ">=4.41"},
             depth="static",
             why="AdamW compares a text with a number",
         ),
-        Example("healthy", "tests/scripts/learning_rate_as_a_number.py", depth="meta"),
+        Example(
+            "healthy",
+            "tests/scripts/learning_rate_as_a_number.py",
+            requires={"transformers": ">=4.41"},
+            depth="meta",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
