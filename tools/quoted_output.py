@@ -55,8 +55,10 @@ def fresh_block(command: str, block: str) -> str:
 
 
 def comparable(text: str) -> list[str]:
-    """Words without units that differ from run to run (50 ms or 1 s), and without the layout, which
-    differs between releases of click and rich."""
+    """Words without units that differ from run to run (50 ms or 1 s), without a peak of memory,
+    which a run may not have, and without the layout, which differs between releases of click and
+    rich."""
+    text = re.sub(r",\s+peak\s+…\s+\w+", "", text)
     return re.sub(r"… (s|ms|KiB|MiB|GiB|TiB)\b", "…", text).split()
 
 
