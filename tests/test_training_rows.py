@@ -283,7 +283,7 @@ def test_a_method_that_takes_less_than_the_trainer_gives(
 ) -> None:
     """In the class that is made or in one that it inherits; of what a step of its own calls, only
     the inherited step knows how."""
-    monkeypatch.setattr(trainer_calls, "installed_text", lambda path: _TRAINER)
+    monkeypatch.setattr(trainer_calls, "installed_tree", lambda path: ast.parse(_TRAINER))
     trainer_calls._methods.cache_clear()
     rows = f"class Own(Trainer):\n    def {own}: ...\nclass Made(Own): ...\n"
     rows += f"Made(model, TrainingArguments('out', {arguments}), train_dataset=[]).train()"

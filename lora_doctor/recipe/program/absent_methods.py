@@ -14,9 +14,10 @@ from lora_doctor.recipe.program.objects import (
     makers,
     text_of,
     top,
+    uses_unsloth,
     wrappers,
 )
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.constructor_use import attributes_of
 from lora_doctor.static.installed.model_methods import is_of_peft_alone, refuses_quantized
@@ -53,9 +54,9 @@ def absent_methods(setup: Setup) -> Iterator[AbsentMethod]:
     """Each such call that surely runs; none where another release is pinned, or Unsloth changes the
     classes."""
     calls = setup.program.calls
-    if any(top(call.name) == "unsloth" for call in calls):
+    if uses_unsloth(setup.program):
         return
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     for call in calls:
         if not call.certain or call.guarded or not isinstance(call.receiver, Thing):
             continue
@@ -66,7 +67,7 @@ def absent_methods(setup: Setup) -> Iterator[AbsentMethod]:
             yield found
 
 
-def _of_model(call: Call, pinned: set[str]) -> AbsentMethod | None:
+def _of_model(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
     """Of a model of transformers that PEFT does not stand around."""
     receiver = call.receiver
     loader = loader_of(receiver)
@@ -117,7 +118,7 @@ def _is_quantized(loader: Call) -> bool:
     return any(isinstance(one, Known) and one.value is True for one in flags)
 
 
-def _of_class(call: Call, pinned: set[str]) -> AbsentMethod | None:
+def _of_class(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
     """Of an object whose class is known: a trainer, or rows of ``datasets``."""
     owner, made = _class_of(call.receiver)
     if made is None or top(owner) in pinned or (owner != _ROWS and "transformers" in pinned):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.program.objects import is_none, is_trainer, top
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.split_dictionaries import (
     SPLITS,
@@ -39,7 +39,7 @@ class SplitsAsRows:
 
 def splits_as_rows(setup: Setup) -> Iterator[SplitsAsRows]:
     """Each of them that surely runs; none where another release of datasets is pinned."""
-    if "datasets" in {pin.package for pin, _ in unmet(setup.program)}:
+    if "datasets" in pinned_otherwise(setup.program):
         return
     for call in setup.program.calls:
         if call.certain and not call.guarded:

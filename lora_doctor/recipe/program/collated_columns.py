@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.edit import Rewrite
+from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.evaluation import is_of_a_library
 from lora_doctor.recipe.program.objects import is_none, loader_of, settings_of, top
 from lora_doctor.recipe.program.order import rewrite_of
@@ -144,14 +144,10 @@ def _keeping(call: Call) -> tuple[Rewrite, ...]:
 def _read_by(function: Function, *, columns: bool = False) -> list[str]:
     """Keys that a collator takes out of each row by ``row["key"]`` under no condition. ``columns``:
     it is given a dictionary of columns and no rows."""
-    try:
-        tree = ast.parse(textwrap.dedent(function.unit.span(function.node).text).strip())
-    except (SyntaxError, ValueError):
+    found = code_of(function)
+    if found is None or isinstance(found, ast.AsyncFunctionDef):
         return []
-    found = next(
-        (one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.Lambda))), None
-    )
-    if found is None or any(isinstance(one, ast.Try) for one in ast.walk(found)):
+    if any(isinstance(one, ast.Try) for one in ast.walk(found)):
         return []
     names = [one.arg for one in (*found.args.posonlyargs, *found.args.args) if one.arg != "self"]
     bound = [

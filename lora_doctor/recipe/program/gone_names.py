@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.installed_names import importable, module_words
 from lora_doctor.static.installed.signatures import installed_version
@@ -65,7 +65,7 @@ class GoneName:
 def gone_names(setup: Setup) -> Iterator[GoneName]:
     """What is imported, or called on an imported module, where that surely runs; each once.
     Libraries of which the program pins another release are passed over."""
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     seen = set()
     used = [(one, False) for one in setup.program.imports]
     for one, attribute in (*used, *((one, True) for one in _of_calls(setup))):

@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.program.evaluation import asked_strategy
-from lora_doctor.recipe.program.objects import is_false, is_trainer, settings_of, top
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.objects import (
+    is_false,
+    is_none,
+    is_trainer,
+    settings_of,
+    top,
+    uses_unsloth,
+)
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.hook_calls import (
     CALLBACK,
@@ -17,7 +24,7 @@ from lora_doctor.static.installed.hook_calls import (
     hook_calls,
 )
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Call, Class, Function, Items, Known, Thing, Value
+from lora_doctor.static.program.values import Call, Class, Function, Items, Thing, Value
 
 #: Arguments whose function is called only when the trainer evaluates.
 _RETURNS_METRICS = "compute_metrics"
@@ -43,11 +50,9 @@ class UnfitHook:
 def unfit_hooks(setup: Setup) -> Iterator[UnfitHook]:
     """Each function and each method of a callback that a trainer is handed and cannot call; none
     where another transformers is pinned, or Unsloth changes the trainers."""
-    pinned = {pin.package for pin, _ in unmet(setup.program)}
-    calls = setup.program.calls
-    if "transformers" in pinned or any(top(one.name) == "unsloth" for one in calls):
+    if "transformers" in pinned_otherwise(setup.program) or uses_unsloth(setup.program):
         return
-    for call in calls:
+    for call in setup.program.calls:
         if call.certain and is_trainer(call) and top(call.name) in ("transformers", "trl"):
             if call.heir is None:  # a class of the program's may call them itself
                 yield from _functions(setup, call)
@@ -67,7 +72,7 @@ def _functions(setup: Setup, call: Call) -> Iterator[UnfitHook]:
         asked = hook_calls(name) if isinstance(function, Function) else ()
         if not asked or not isinstance(function, Function):
             continue
-        if name in _OF_EVALUATION and not _evaluates(call):
+        if name in _OF_EVALUATION and is_none(call.value("eval_dataset")):
             continue
         place = function.unit.span(function.node).place
         if name == _RETURNS_METRICS and _surely_evaluates(setup, call):
@@ -97,11 +102,6 @@ def _surely_evaluates(setup: Setup, call: Call) -> bool:
         and one.receiver.call is call
         for one in setup.program.calls
     )
-
-
-def _evaluates(call: Call) -> bool:
-    given = call.value("eval_dataset")
-    return given is not None and not (isinstance(given, Known) and given.value is None)
 
 
 def _methods(value: Value | None) -> Iterator[UnfitHook]:

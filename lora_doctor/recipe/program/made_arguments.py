@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.recipe.program.objects import is_trainer, settings_of, top
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.objects import is_trainer, settings_of, top, uses_unsloth
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
@@ -46,9 +46,9 @@ class MadeArguments:
 def made_arguments(setup: Setup) -> list[MadeArguments]:
     """The calls, in their order; those whose values the text does not say are left out, and those
     of a package of which the program pins another release."""
-    if any(top(call.name) == "unsloth" for call in setup.program.calls):
+    if uses_unsloth(setup.program):
         return []  # it patches the classes
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     found = [one for one in _made(setup) if top(one.name) not in pinned]
     callbacks = _callbacks_by_place(setup)
     return [replace(one, callbacks=tuple(callbacks.get(one.place, ()))) for one in found]

@@ -16,8 +16,9 @@ from lora_doctor.recipe.program.objects import (
     makers,
     text_of,
     top,
+    uses_unsloth,
 )
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.written_rows import written_rows
 from lora_doctor.static.place import Place
@@ -154,9 +155,9 @@ def _is_plain(setup: Setup, call: Call) -> bool:
     names, on a model that was loaded as it is."""
     if not is_of_a_library(call) or not call.certain or call.open is not None:
         return False
-    if any(top(one.name) == "unsloth" for one in setup.program.calls):
+    if uses_unsloth(setup.program):
         return False  # it patches the classes
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     if pinned & {"transformers", "trl", "peft"}:
         return False
     model = call.value("model", 0)

@@ -13,9 +13,10 @@ from lora_doctor.recipe.program.objects import (
     is_optimizer,
     loader_of,
     top,
+    uses_unsloth,
     wrappers,
 )
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.constructor_use import (
     Use,
@@ -72,9 +73,9 @@ def misplaced_arguments(setup: Setup) -> Iterator[MisplacedArgument]:
     """At most one of each call that surely runs; none where another release is pinned, or Unsloth
     changes the classes."""
     calls = setup.program.calls
-    if any(top(call.name) == "unsloth" for call in calls):
+    if uses_unsloth(setup.program):
         return
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     seen = set()
     for call in calls:
         if top(call.name) not in _PACKAGES or pinned & {top(call.name), "transformers"}:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top
+from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top, uses_unsloth
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
@@ -62,7 +62,7 @@ def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
     """The arguments, in the order of the calls. Where the program pins another release than the
     installed one, that of the pin counts; what another library patches is passed over."""
     pinned = {pin.package.replace("-", "_"): pin for pin, _ in reversed(list(unmet(setup.program)))}
-    patched = any(top(call.name) == "unsloth" for call in setup.program.calls)
+    patched = uses_unsloth(setup.program)
     seen = set()
     for call in setup.program.calls:
         package = top(call.name)

@@ -35,6 +35,11 @@ def top(name: str) -> str:
     return name.partition(".")[0]
 
 
+def uses_unsloth(program: Program) -> bool:
+    """Whether Unsloth changes the classes of the other libraries."""
+    return any(top(call.name) == "unsloth" for call in program.calls)
+
+
 def is_loader(call: Call) -> bool:
     """``AutoModelForCausalLM.from_pretrained`` and the like; tokenizers and configs are none."""
     if call.method != "from_pretrained" or top(call.name) not in _LOADERS:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.evaluation import asked_strategy
-from lora_doctor.recipe.program.objects import Settings, is_trainer, settings_of, top
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.objects import Settings, is_trainer, settings_of, top, uses_unsloth
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.trainer_calls import (
     OwnCall,
@@ -53,8 +53,7 @@ class NarrowOverride:
 def narrow_overrides(setup: Setup) -> Iterator[NarrowOverride]:
     """Each method that a training with the installed Trainer calls in a way in which it cannot be
     called; not where another release is pinned."""
-    pinned = {pin.package for pin, _ in unmet(setup.program)}
-    if "transformers" in pinned or any(top(one.name) == "unsloth" for one in setup.program.calls):
+    if "transformers" in pinned_otherwise(setup.program) or uses_unsloth(setup.program):
         return
     seen: set[Place] = set()
     for call in setup.program.calls:
@@ -139,13 +138,8 @@ def _runs_inherited(value: Value) -> bool:
 
 
 def _definition(value: Value) -> ast.FunctionDef | None:
-    if not isinstance(value, Function):
-        return None
-    try:
-        tree = ast.parse(textwrap.dedent(value.unit.span(value.node).text).strip())
-    except (SyntaxError, ValueError):
-        return None
-    return next((one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)), None)
+    code = code_of(value) if isinstance(value, Function) else None
+    return code if isinstance(code, ast.FunctionDef) else None
 
 
 def _is_decorated(function: Function) -> bool:

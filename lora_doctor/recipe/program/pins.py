@@ -24,6 +24,12 @@ def other_releases(program: Program) -> tuple[str, ...]:
     )
 
 
+def pinned_otherwise(program: Program) -> frozenset[str]:
+    """The packages, by the names under which they are imported, of which the program asks for
+    another release than the installed one."""
+    return frozenset(pin.package.replace("-", "_") for pin, _ in unmet(program))
+
+
 def unmet(program: Program) -> Iterator[tuple[Pin, str]]:
     """The pins of the program, and of the files with requirements beside it, that are not met here,
     each with the installed release."""

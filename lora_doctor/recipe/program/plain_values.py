@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.recipe.program.made_arguments import makes_arguments
-from lora_doctor.recipe.program.objects import Settings, settings_of, top
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.objects import Settings, settings_of, top, uses_unsloth
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Known, Thing
@@ -30,9 +30,9 @@ class PlainValue:
 def plain_values(setup: Setup) -> list[PlainValue]:
     """In the order of the program; without those for a package of which it pins another release,
     and for classes that Unsloth patches."""
-    if any(top(call.name) == "unsloth" for call in setup.program.calls):
+    if uses_unsloth(setup.program):
         return []
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    pinned = pinned_otherwise(setup.program)
     return [one for one in _all(setup) if top(one.name) not in pinned]
 
 

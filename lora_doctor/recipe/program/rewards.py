@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.dataset_columns import columns_of
 from lora_doctor.recipe.program.evaluation import is_of_a_library
 from lora_doctor.recipe.program.objects import is_none, settings_of, top
@@ -126,12 +126,7 @@ def _function(value: Value) -> RewardFunction | None:
     """A plain function: what is around a decorated one or a method may take other arguments."""
     if not isinstance(value, Function) or value.owner is not None:
         return None
-    span = value.unit.span(value.node)
-    try:
-        tree = ast.parse(textwrap.dedent(span.text).strip())
-    except (SyntaxError, ValueError):
+    code = code_of(value)
+    if not isinstance(code, (ast.FunctionDef, ast.Lambda)) or getattr(code, "decorator_list", []):
         return None
-    code = next((n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.Lambda))), None)
-    if code is None or getattr(code, "decorator_list", []):
-        return None
-    return RewardFunction(value.name or "lambda", span.place, code)
+    return RewardFunction(value.name or "lambda", value.unit.span(value.node).place, code)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.program.objects import text_of
-from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Thing, Value
@@ -40,7 +40,7 @@ class SelectedRows:
 
 def selected_beyond(setup: Setup) -> Iterator[SelectedRows]:
     """Each selection by ``range`` that surely runs; none where another datasets is pinned."""
-    if "datasets" in {pin.package for pin, _ in unmet(setup.program)}:
+    if "datasets" in pinned_otherwise(setup.program):
         return
     for call in setup.program.calls:
         given = call.argument("indices", 0) if call.method == "select" else None

@@ -6,10 +6,10 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.evaluation import asked_strategy, is_of_a_library
 from lora_doctor.recipe.program.objects import is_none, settings_of, text_of, top
 from lora_doctor.recipe.program.setup import Setup
@@ -26,7 +26,7 @@ from lora_doctor.static.program.values import (
     same,
 )
 from lora_doctor.static.script.decoded_labels import DecodedLabels, decoded_labels
-from lora_doctor.static.script.padded_labels import PaddedLabels, function_of, padded_labels
+from lora_doctor.static.script.padded_labels import PaddedLabels, padded_labels
 
 #: Methods of a set after which it has the same rows, whatever is in them.
 _SAME_ROWS = frozenset(
@@ -161,10 +161,11 @@ def labels_with_padding(setup: Setup) -> Iterator[tuple[Place, PaddedLabels]]:
             continue
         rows = call.value("train_dataset", 3)
         for function in (*_mapped(rows), *_rows_made(rows)):
-            span = function.unit.span(function.node)
-            found = _labels_of(span.text)
+            code = code_of(function)
+            found = padded_labels(code) if code is not None else None
             if found is not None:
-                yield function.unit.place_at(span.start), found
+                start = function.unit.span(function.node).start
+                yield function.unit.place_at(start), found
 
 
 def labels_decoded(setup: Setup) -> Iterator[tuple[Place, DecodedLabels]]:
@@ -177,11 +178,10 @@ def labels_decoded(setup: Setup) -> Iterator[tuple[Place, DecodedLabels]]:
             continue
         if is_none(call.value("eval_dataset", 4)) or not _pads_with_ignored(call):
             continue
-        span = metric.unit.span(metric.node)
-        function = _function_in(span.text)
-        found = decoded_labels(function) if isinstance(function, ast.FunctionDef) else None
+        code = code_of(metric)
+        found = decoded_labels(code) if isinstance(code, ast.FunctionDef) else None
         if found is not None:
-            yield metric.unit.place_at(span.start), found
+            yield metric.unit.place_at(metric.unit.span(metric.node).start), found
 
 
 def _pads_with_ignored(call: Call) -> bool:
@@ -194,18 +194,6 @@ def _pads_with_ignored(call: Call) -> bool:
     if signature is None or _PADS_LABELS not in signature.names:
         return False
     return made.heir is None and made.open is None and _PADS_LABELS not in made.keywords
-
-
-def _function_in(text: str) -> ast.AST | None:
-    try:
-        return function_of(ast.parse(textwrap.dedent(text).strip()))
-    except (SyntaxError, ValueError):
-        return None
-
-
-def _labels_of(text: str) -> PaddedLabels | None:
-    function = _function_in(text)
-    return padded_labels(function) if function is not None else None
 
 
 def _keeps_labels(collator: Value | None) -> bool:

@@ -106,8 +106,9 @@ def installed_text(path: Path) -> str:
 
 
 @functools.cache
-def _parse(path: Path) -> ast.Module | None:
-    """The syntax tree of an installed file, or None when this release has no such file."""
+def installed_tree(path: Path) -> ast.Module | None:
+    """The syntax tree of an installed file; ``None`` when this release has no such file, or none
+    that this Python reads."""
     try:
         return ast.parse(installed_text(path)) if path.is_file() else None
     except (SyntaxError, ValueError, RecursionError):
@@ -141,7 +142,7 @@ def _config_fields(peft_type: str) -> tuple[str, ...] | None:
         files += sorted({*tuners.glob("*.py"), *tuners.glob("*/config.py")} - set(files))
     classes: dict[str, ast.ClassDef] = {}
     for file in files:
-        tree = _parse(file)
+        tree = installed_tree(file)
         if tree is not None:
             classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     name = next((name for name, node in classes.items() if _sets_type(node, peft_type)), None)

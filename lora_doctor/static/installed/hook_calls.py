@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_tree, package_folder
 from lora_doctor.static.python_source import walk
 
 #: The class of transformers that callbacks inherit, and who calls their methods.
@@ -67,15 +67,11 @@ def callback_call() -> HookCall | None:
     return None
 
 
-@functools.cache
 def _tree(file: str) -> ast.Module:
     """A file of the installed transformers; empty where it is missing."""
     folder = package_folder("transformers")
-    text = installed_text(folder / file) if folder is not None else ""
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError):
-        return ast.Module([], [])
+    tree = installed_tree(folder / file) if folder is not None else None
+    return tree or ast.Module([], [])
 
 
 def _calls(where: ast.AST, file: str) -> Iterator[HookCall]:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_tree, package_folder
+from lora_doctor.static.installed.trainer_calls import file_of_trainer
 from lora_doctor.static.python_source import last_name, walk
 
 _FUNCTION = re.compile(r"reward_func\w*")
@@ -31,18 +32,13 @@ class RewardCall:
 def reward_call(trainer: str) -> RewardCall | None:
     """Of ``trl.GRPOTrainer``; ``None`` where TRL is not installed, or its call is another one."""
     folder = package_folder("trl")
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", trainer.rpartition(".")[2])
-    name = "_".join(words).lower()
-    if folder is None or not name:
-        return None
-    text = installed_text(folder / "trainer" / f"{name}.py")
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    file = file_of_trainer(trainer)
+    tree = installed_tree(folder / file) if folder is not None else None
+    if tree is None:
         return None
     for call in _calls(tree):
         names = tuple(one.arg for one in call.keywords if one.arg is not None)
-        place = f"trl/trainer/{name}.py:{call.lineno}"
+        place = f"trl/{file}:{call.lineno}"
         return RewardCall(names, tuple(dict.fromkeys(_added(tree))), place)
     return None
 

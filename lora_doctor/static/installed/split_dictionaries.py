@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_tree, package_folder
 from lora_doctor.static.python_source import walk
 
 _FILE = "dataset_dict.py"
@@ -42,9 +42,7 @@ def _own(node: ast.ClassDef) -> list[ast.FunctionDef]:
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
     folder = package_folder("datasets")
-    text = installed_text(folder / _FILE) if folder is not None else ""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    tree = installed_tree(folder / _FILE) if folder is not None else None
+    if tree is None:
         return {}
     return {one.name: one for one in tree.body if isinstance(one, ast.ClassDef)}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_tree, package_folder
 from lora_doctor.static.python_source import walk
 
 #: Where a training begins, and what it does where an evaluation is due.
@@ -63,14 +63,17 @@ def training_calls(replaced: frozenset[str] = frozenset()) -> tuple[OwnCall, ...
     return tuple(calls)
 
 
+def file_of_trainer(trainer: str) -> str:
+    """Where TRL has a class: ``trainer/grpo_trainer.py`` of ``trl.GRPOTrainer``."""
+    words = _WORDS.findall(trainer.rpartition(".")[2])
+    return f"trainer/{'_'.join(words).lower()}.py"
+
+
 @functools.cache
 def replaced_by(trainer: str) -> frozenset[str]:
     """Methods of ``Trainer`` in whose place a library's own heir, such as ``trl.GRPOTrainer``, runs
     other code: it defines them and does not call those that it inherits."""
-    package, _, name = trainer.partition(".")
-    name = name.rpartition(".")[2]
-    file = "_".join(_WORDS.findall(name)).lower()
-    own = _methods(package, f"trainer/{file}.py", name)
+    own = _methods(trainer.partition(".")[0], file_of_trainer(trainer), trainer.rpartition(".")[2])
     return frozenset(one for one, node in own.items() if not calls_inherited(node))
 
 
@@ -86,10 +89,8 @@ def calls_inherited(node: ast.FunctionDef) -> bool:
 def _methods(package: str, file: str, name: str) -> _Methods:
     """The methods of a class of an installed package; none where it is not there."""
     folder = package_folder(package)
-    text = installed_text(folder / file) if folder is not None else ""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    tree = installed_tree(folder / file) if folder is not None else None
+    if tree is None:
         return {}
     return {
         one.name: one

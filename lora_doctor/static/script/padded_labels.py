@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lora_doctor.static.python_source import FUNCTIONS, last_name, short_text, unparse, walk
+from lora_doctor.static.python_source import last_name, short_text, unparse, walk
 
 #: What masks labels, or may.
 _MASKS = re.compile(
@@ -171,8 +171,3 @@ def _copies_each(node: ast.ListComp) -> bool:
             return False
         each = inner
     return isinstance(each, ast.Name) and unparse(each) == unparse(over.target) and not over.ifs
-
-
-def function_of(tree: ast.Module) -> ast.AST | None:
-    """The first function of a text."""
-    return next((one for one in walk(tree) if isinstance(one, (*FUNCTIONS, ast.Lambda))), None)

@@ -1,0 +1,22 @@
+"""The definition of a function of a program as ``ast`` has it, by itself."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+
+from lora_doctor.static.program.values import Function
+
+Code = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+def code_of(function: Function) -> Code | None:
+    """The definition; ``None`` where its text alone is no Python: a cell with a magic in it, or a
+    lambda that is cut out of a longer line."""
+    text = function.unit.span(function.node).text
+    try:
+        tree = ast.parse(textwrap.dedent(text).strip())
+    except (SyntaxError, ValueError):
+        return None
+    found = (one for one in ast.walk(tree) if isinstance(one, Code))
+    return next(found, None)
