@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
@@ -109,7 +109,7 @@ class Float16AdaptersUnderScaler(Rule):
         if case.recipe.get("dtype") == "float16" and seen.dtype == "float32":
             raise EvidenceError("the model was run in float32, not in float16")
         precision = Precision.of(case.recipe, seen.dtype, seen.device)
-        half = _float16(seen)
+        half = seen.layers_trained_in("float16")
         if not precision.scaled or not half:
             return
         failed = seen.failure is not None and seen.failure.check == "steps"
@@ -143,11 +143,6 @@ class Float16AdaptersUnderScaler(Rule):
             fixes=tuple(_fixes(case, seen)),
             explains=_AFTER_THE_STEPS,
         )  # fmt: skip
-
-
-def _float16(seen: Verification) -> Mapping[str, int]:
-    """Layers with float16 among what is trained in them, by pattern."""
-    return {group.pattern: group.count for group in seen.adapters if "float16" in group.dtypes}
 
 
 def _fixes(case: Case, seen: Verification) -> Iterator[Fix]:
@@ -198,4 +193,4 @@ def _works(case: Case, fix: Fix) -> bool:
     patches = case.patches if fix.patch is None else (*case.patches, fix.patch)
     seen = judged(case.again(case.recipe_in_full().edit(fix.edits), patches))
     steps = seen.check("steps")
-    return not _float16(seen) and steps is not None and steps.status == "passed"
+    return not seen.layers_trained_in("float16") and steps is not None and steps.status == "passed"

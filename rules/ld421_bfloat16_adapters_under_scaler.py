@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     REMOVE,
@@ -21,6 +22,9 @@ from lora_doctor.rule_api import (
     made_trainer,
 )
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AskedTrainer
 
 _TARGETS = ["q_proj", "v_proj"]
 #: What the gradient scaler calls on a CUDA device.
@@ -116,10 +120,22 @@ class Bfloat16AdaptersUnderScaler(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         if case.recipe.mixed_precision != "float16":
             return
-        trained, unit, source, by = _trained(case)
-        half = trained.get("bfloat16", 0)
+        seen = judged(case)
+        layers = sum(group.count for group in seen.adapters)
+        half = sum(seen.layers_trained_in("bfloat16").values())
+        share, source, by = (
+            f"{half:,} of {layers:,} trained layers",
+            f"{seen.depth} model, executed",
+            "",
+        )
         if not half:
-            return
+            trainer = _made_trainer(case)
+            if trainer is None or not trainer[1].trained.get("bfloat16"):
+                return
+            by, asked = trainer
+            half, everything = asked.trained["bfloat16"], sum(asked.trained.values())
+            share = f"{half:,} of {everything:,} parameters"
+            source = f"{by} of {asked.release}, made on a tiny model"
         what = f"{by} casts what it trains to bfloat16" if by else "What is trained is bfloat16"
         yield self.finding(
             "error",
@@ -127,8 +143,7 @@ class Bfloat16AdaptersUnderScaler(Rule):
             "bfloat16, and the first optimizer step raises NotImplementedError.",
             location=Location("recipe", "fp16"),
             evidence=(
-                Measurement("trained in bfloat16", f"{half:,} of {sum(trained.values()):,} {unit}",
-                            source),
+                Measurement("trained in bfloat16", share, source),
                 Measurement("fp16", True, "recipe"),
                 Measurement(f"{_KERNEL}cuda", "float16, float32 and float64 only",
                             "sources of torch up to 2.13"),
@@ -138,25 +153,17 @@ class Bfloat16AdaptersUnderScaler(Rule):
         )  # fmt: skip
 
 
-def _trained(case: Case) -> tuple[Mapping[str, int], str, str, str]:
-    """What is trained by dtype, what was counted, where, and the trainer that has cast it."""
-    seen = judged(case)
-    counts: dict[str, int] = {}
-    for group in seen.adapters:
-        kind = "bfloat16" if "bfloat16" in group.dtypes else ""
-        counts[kind] = counts.get(kind, 0) + group.count
-    of_model = (counts, "trained layers", f"{seen.depth} model, executed", "")
+def _made_trainer(case: Case) -> tuple[str, AskedTrainer] | None:
+    """The trainer of a script that was read, made on a tiny model, and the name of its class."""
     trainer = made_trainer(case.program) if case.has("program") else None
-    if "bfloat16" in counts or trainer is None or case.has("dry_run"):
-        return of_model
+    if trainer is None or case.has("dry_run"):
+        return None
     if any(_CASTS.search(unit.text) for unit in case.program.program.units):
-        return of_model
+        return None
     try:
-        asked = case.refused_trainer
+        return trainer.name.rpartition(".")[2], case.refused_trainer
     except EvidenceError:
-        return of_model  # of the trainer nothing can be said; the model was run
-    name = trainer.name.rpartition(".")[2]
-    return asked.trained, "parameters", f"{name} of {asked.release}, made on a tiny model", name
+        return None  # of the trainer nothing can be said; the model was run
 
 
 def _fixes(case: Case, by: str) -> Iterator[Fix]:

@@ -227,6 +227,10 @@ class Verification:
         ended = self.failure is not None and self.failure.check == "gradients"
         return check is not None and check.status != "skipped" and not ended
 
+    def layers_trained_in(self, dtype: str) -> dict[str, int]:
+        """Adapted layers in which something is trained in this dtype, by pattern."""
+        return {group.pattern: group.count for group in self.adapters if dtype in group.dtypes}
+
     @property
     def failed_checks(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.status == "failed")

@@ -4,14 +4,13 @@ Trainer may remove them before."""
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.edit import Rewrite
 from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.evaluation import is_of_a_library
-from lora_doctor.recipe.program.objects import is_none, loader_of, settings_of, top
+from lora_doctor.recipe.program.objects import is_none, is_one_split, loader_of, settings_of, top
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import added
@@ -34,8 +33,6 @@ _POSITION = 2
 _SETS = (("train_dataset", 3), ("eval_dataset", 4))
 #: Methods by which a set is given a transform: in place, and as another set.
 _TRANSFORMS = ("set_transform", "with_transform")
-#: ``splits["train"]`` and the like, which is the same set each time.
-_NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])*""")
 _REMOVES = "remove_unused_columns"
 
 
@@ -99,7 +96,7 @@ def _transformed(setup: Setup, call: Call) -> Iterator[tuple[str, tuple[str, ...
 
 def _is_one_set(one: Value, other: Value) -> bool:
     if isinstance(one, Unknown) and isinstance(other, Unknown):
-        return one.code == other.code and _NAMED.fullmatch(one.code) is not None
+        return is_one_split(one, other)
     return same(one, other)
 
 

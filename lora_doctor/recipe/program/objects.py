@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ _TAKEN_OFF = ("merge_and_unload", "unload")
 _WRAPS = ("get_peft_model", "prepare_model_for_kbit_training", "prepare_model_for_int8_training")
 #: modelscope's classes are those of transformers with another hub.
 _LOADERS = ("transformers", _UNSLOTH, "liger_kernel", "modelscope")
-_TRAINERS = ("transformers", "trl", "sentence_transformers", "unsloth")
+_TRAINERS = ("transformers", "trl", "sentence_transformers", _UNSLOTH)
+_SPLIT = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])+""")
 
 
 def top(name: str) -> str:
@@ -37,7 +39,7 @@ def top(name: str) -> str:
 
 def uses_unsloth(program: Program) -> bool:
     """Whether Unsloth changes the classes of the other libraries."""
-    return any(top(call.name) == "unsloth" for call in program.calls)
+    return any(top(call.name) == _UNSLOTH for call in program.calls)
 
 
 def is_loader(call: Call) -> bool:
@@ -179,6 +181,11 @@ def text_of(value: Value | None) -> str | None:
     if isinstance(value, Known) and isinstance(value.value, str) and value.value.strip():
         return value.value
     return None
+
+
+def is_one_split(one: Unknown, other: Unknown) -> bool:
+    """Whether ``splits["train"]`` stands in both places."""
+    return one.code == other.code and _SPLIT.fullmatch(one.code) is not None
 
 
 def is_false(value: Value | None) -> bool:

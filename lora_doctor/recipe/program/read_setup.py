@@ -31,10 +31,8 @@ from lora_doctor.recipe.program.objects import (
     class_of,
     find_roles,
     is_none,
-    is_preparation,
     is_saved_adapter,
     is_wrap,
-    loader_of,
     settings_of,
     text_of,
     top,
@@ -42,6 +40,7 @@ from lora_doctor.recipe.program.objects import (
 from lora_doctor.recipe.program.pins import other_releases
 from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter
 from lora_doctor.recipe.program.setup import Setting, Setup, is_program
+from lora_doctor.recipe.program.switches import checkpointing, mixed_precision
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
 from lora_doctor.static.adapter_files import CONFIG
@@ -76,8 +75,6 @@ _OF_ARGUMENTS = (*TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
 
 #: Whose constants are called what they are: ``torch.bfloat16``, ``peft.TaskType.CAUSAL_LM``.
 _NAMED = ("torch", "peft", "transformers", "trl")
-#: What scales the loss of a loop that computes in float16.
-_SCALERS = ("torch.amp.GradScaler", "torch.cuda.amp.GradScaler")
 #: Unsloth's loaders quantize unless they are told not to (2026.11).
 _UNSLOTH_DEFAULTS = {"load_in_4bit": True}
 
@@ -121,13 +118,7 @@ class _Reader:
         self._adapter(roles)
         self._loading(roles)
         self._training(roles)
-        if roles.trainer is None and roles.training is None:
-            self._mixed_precision()
-        self._checkpointing(roles)
-        if self.values.get("gradient_checkpointing"):
-            call = makes_inputs_need_gradients(self.program, roles)
-            if call is not None:
-                self._set("enable_input_require_grads", Setting(Known(True), None, call))
+        self._switched_on(roles)
         named, gap = named_adapter(self.program, roles)
         if gap is not None:
             self.asked.append(("adapter", str(gap)))
@@ -273,39 +264,19 @@ class _Reader:
         if found.open is not None:
             self.asked.append(("args", str(found.open)))
 
-    def _mixed_precision(self) -> None:
-        """What a loop of the program's own computes in: by accelerate, or by a scaler of torch."""
-        for call in self.program.calls:
-            if not call.certain:
-                continue
-            if call.name == "accelerate.Accelerator":
-                key = text_of(call.value("mixed_precision"))
-                on = key in ("fp16", "bf16")
-            else:
-                key = "fp16"
-                on = call.name in _SCALERS and call.value("enabled") is None
-            if on and key is not None and not {"fp16", "bf16"} & self.values.keys():
-                self._set(key, Setting(Known(True), None, call))
-
-    def _checkpointing(self, roles: Roles) -> None:
-        """What turns gradient checkpointing on beside the Trainer's argument."""
-        for call in self.program.calls:
-            if not call.certain or self.values.get("gradient_checkpointing"):
-                continue
-            own = roles.loader is not None
-            if is_preparation(call) and own and loader_of(call.value("model", 0)) is roles.loader:
-                wanted = call.value("use_gradient_checkpointing", 1)
-                quantized = self.values.get("load_in_4bit") or self.values.get("load_in_8bit")
-                on = quantized and not (isinstance(wanted, Known) and not wanted.value)
-            elif call.method == "gradient_checkpointing_enable":
-                on = own and loader_of(call.receiver) is roles.loader
-            elif is_wrap(call) and top(call.name) == "unsloth":
-                wanted = call.value("use_gradient_checkpointing")
-                on = not (isinstance(wanted, Known) and not wanted.value)
-            else:
-                continue
-            if on:
+    def _switched_on(self, roles: Roles) -> None:
+        """What calls turn on that are no arguments of a trainer."""
+        half = mixed_precision(self.program, roles)
+        if half is not None:
+            self._set(half[0], Setting(Known(True), None, half[1]))
+        if not self.values.get("gradient_checkpointing"):
+            call = checkpointing(self.program, roles, self.values)
+            if call is not None:
                 self._set("gradient_checkpointing", Setting(Known(True), None, call))
+        if self.values.get("gradient_checkpointing"):
+            call = makes_inputs_need_gradients(self.program, roles)
+            if call is not None:
+                self._set("enable_input_require_grads", Setting(Known(True), None, call))
 
     def _model(self, roles: Roles) -> tuple[str | None, Place | None]:
         argument = roles.named

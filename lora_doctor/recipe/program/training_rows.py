@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lora_doctor.recipe.program.code_of import code_of
 from lora_doctor.recipe.program.evaluation import asked_strategy, is_of_a_library
-from lora_doctor.recipe.program.objects import is_none, settings_of, text_of, top
+from lora_doctor.recipe.program.objects import is_none, is_one_split, settings_of, text_of, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.installed.signatures import signature_of
 from lora_doctor.static.place import Place
@@ -36,8 +36,6 @@ _SAME_ROWS = frozenset(
 _ALL_OF_THEM = ("select", "take")
 _KEEPS_LABELS = ("default_data_collator", "DefaultDataCollator", "DataCollatorWithPadding",
                  "DataCollatorForSeq2Seq")  # fmt: skip
-#: ``rows["train"]`` and the like, which is the same set each time.
-_NAMED = re.compile(r"""\w+(?:\.\w+)*(?:\[["']\w+["']\])+""")
 _STEPS = 50
 #: By which a collator that pads labels lets another id be chosen than -100.
 _PADS_LABELS = "label_pad_token_id"
@@ -82,7 +80,7 @@ def evaluated_on_trained(setup: Setup) -> Iterator[TrainedOn]:
 def _is_of(evaluated: Value, trained: Value) -> bool:
     """Whether all rows of one set were selected of the other, or the text is the same."""
     if isinstance(evaluated, Unknown) and isinstance(trained, Unknown):
-        return evaluated.code == trained.code and _NAMED.fullmatch(trained.code) is not None
+        return is_one_split(evaluated, trained)
     inner, outer = list(_steps(evaluated)), list(_steps(trained))
     if not isinstance(evaluated, Thing) or not isinstance(trained, Thing) or not outer:
         return False
