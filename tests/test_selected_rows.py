@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.recipe.program import pins
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.selected_rows import selected_beyond
 
@@ -40,3 +41,15 @@ def test_rows_beyond_the_last_are_told(tmp_path: Path, code: str, text: str, ask
     path = tmp_path / "train.py"
     path.write_text(_SCRIPT.format(code=code))
     assert [one.asked for one in selected_beyond(read_setup(path))] == [asked] * bool(asked)
+
+
+def test_another_release_of_datasets_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    path = tmp_path / "train.py"
+    path.write_text(_SCRIPT.format(code="rows.select(range(3))"))
+    monkeypatch.setattr(pins, "installed_version", lambda package: "4.0")
+    for pinned, told in (("4.0", 1), ("2.0", 0)):
+        (tmp_path / "requirements.txt").write_text(f"datasets=={pinned}\n")
+        assert len(list(selected_beyond(read_setup(path)))) == told

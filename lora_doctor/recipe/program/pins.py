@@ -12,7 +12,8 @@ from lora_doctor.static.program.program import Pin, Program
 
 #: Whose releases decide what a set-up means.
 _PACKAGES = (
-    "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "sentence-transformers",
+    "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets",
+    "sentence-transformers",
 )  # fmt: skip
 
 
