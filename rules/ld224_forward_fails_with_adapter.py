@@ -44,7 +44,8 @@ class ForwardFailsWithAdapter(Rule):
     layers and without.
 
     ## Fix
-    Leave these layers out: with an adapter there, the model does not run.
+    Leave these layers out: with an adapter there, the model does not run. Where the recipe names no
+    others, the usual ones, which is another training and unsafe.
 
     ## Links
     https://github.com/huggingface/peft/issues/1846, https://github.com/huggingface/peft/issues/1524
@@ -95,14 +96,12 @@ class ForwardFailsWithAdapter(Rule):
         if failure is None or failure.check != "forward" or "forward" in case.explained:
             return
         for patterns in _candidates(case)[:_MOST_RUNS]:
-            edits = _without(case, patterns)
-            if edits and holds(tried(case, edits), ("forward",)):
-                yield self._finding(case, patterns, edits, failure.where)
+            fix = _without(case, patterns)
+            if fix is not None and holds(tried(case, fix.edits), ("forward",)):
+                yield self._finding(case, patterns, fix, failure.where)
                 return
 
-    def _finding(
-        self, case: Case, patterns: frozenset[str], edits: tuple[Edit, ...], where: str
-    ) -> Finding:
+    def _finding(self, case: Case, patterns: frozenset[str], fix: Fix, where: str) -> Finding:
         seen = case.verification
         source = f"{seen.depth} model, executed"
         layers, what = quoted(sorted(patterns), 3), said(seen, "forward")
@@ -119,7 +118,7 @@ class ForwardFailsWithAdapter(Rule):
             proof=Proof(
                 "executed", "the forward was run with adapters on these layers, and without"
             ),
-            fixes=(Fix(f"Leave out {layers}.", "safe", edits),),
+            fixes=(fix,),
             explains=("forward",),
         )
 
@@ -136,11 +135,16 @@ def _candidates(case: Case) -> list[frozenset[str]]:
     return list(dict.fromkeys(map(frozenset, sets)))
 
 
-def _without(case: Case, patterns: frozenset[str]) -> tuple[Edit, ...]:
-    """The recipe without these layers; with the usual others where it names no more."""
+def _without(case: Case, patterns: frozenset[str]) -> Fix | None:
+    """The recipe without these layers. Where it names no more, the usual others: another training,
+    and not what was asked for."""
     if any(one.adapted and one.pattern not in patterns for one in case.structure.groups):
-        return edits_without(case.structure, case.recipe, patterns)
+        edits = edits_without(case.structure, case.recipe, patterns)
+        return Fix(f"Leave out {quoted(sorted(patterns), 3)}.", "safe", edits) if edits else None
     ends = {pattern.rpartition(".")[2] for pattern in patterns}
     others = [one.leaf for one in offered_layers(case.structure) if one.leaf not in ends]
     names = list(dict.fromkeys(others))
-    return (Edit("target_modules", naming(case.structure, names)),) if names else ()
+    if not names:
+        return None
+    edit = Edit("target_modules", naming(case.structure, names))
+    return Fix(f"Adapt other layers instead: {quoted(names, 4)}.", "unsafe", (edit,))
