@@ -247,11 +247,19 @@ def _without_session(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(one for one in path if one != str(SITE))}
 
 
+#: How a script starts processes.
+_STARTS = re.compile(r"\b(?:subprocess|multiprocessing|os\.(?:system|popen|fork|spawn\w*))\b")
+
+
 def _is_plain_script(words: Sequence[str]) -> bool:
-    """Whether the command is ``python SCRIPT`` of a script with all the imports made here."""
+    """Whether the command is ``python SCRIPT`` of a script with all the imports made here, which
+    starts no processes: between fork and exec they would show the environment of whom we fork from,
+    and a dry run stops for one that is not its own."""
     if len(words) < 2 or words[0] != sys.executable or not words[1].endswith(".py"):
         return False
     text = Path(words[1]).read_text(encoding="utf-8", errors="replace")
+    if _STARTS.search(text):
+        return False
     return all(re.search(rf"^(from|import) {name}\b", text, re.MULTILINE) for name in _OF_SCRIPTS)
 
 
