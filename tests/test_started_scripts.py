@@ -3,10 +3,12 @@ it, whatever launches it."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 import lora_doctor
 from lora_doctor.engine.set_up import edited_file
@@ -164,7 +166,9 @@ def test_a_finding_of_the_command_stands_in_the_shell_file_and_the_script_is_lef
     told = {
         one.rule: str(one.location) for one in lora_doctor.check("run.sh", depth="static").findings
     }
-    assert told == {"LD523": "train.py:18", "LD223": "run.sh:1"}
+    accepted = "evaluation_strategy" in inspect.signature(TrainingArguments).parameters
+    own = {} if accepted else {"LD523": "train.py:18"}
+    assert told == {**own, "LD223": "run.sh:1"}
     (tmp_path / "run.sh").write_text("python train.py org/model --lora-r 4\n")
     for model in ("run.sh", "train.py"):
         found = lora_doctor.check(model, depth="static")
