@@ -22,6 +22,7 @@ from lora_doctor.reports._records import (
     remarks,
     set_up,
 )
+from lora_doctor.reports._rule_texts import rule_texts
 from lora_doctor.reports._text import plain, visible
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def render(
         "name": "lora-doctor",
         "informationUri": _HOME,
         "version": str(diagnosis.environment.get("lora_doctor", "")),
-        "rules": [
-            {"id": rule, "name": names[rule], "helpUri": f"{_HOME}/blob/main/docs/rules/{rule}.md"}
-            for rule in rules
-        ],
+        "rules": [_rule(rule, names[rule]) for rule in rules],
     }
     run = {
         "tool": {"driver": driver},
@@ -72,6 +70,29 @@ def render(
         ],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def _rule(code: str, name: str) -> dict[str, Any]:
+    """GitHub asks for the three texts of each rule, and shows them beside its alerts."""
+    summary, documentation = rule_texts(code, name)
+    page = f"{_HOME}/blob/main/docs/rules/{code}.md"
+    help_ = {"text": f"{summary} See {page}"}
+    if documentation:
+        help_["markdown"] = documentation
+    return {
+        "id": code,
+        "name": name,
+        "shortDescription": {"text": summary},
+        "fullDescription": {"text": _what_happens(documentation) or summary},
+        "help": help_,
+        "helpUri": page,
+    }
+
+
+def _what_happens(documentation: str) -> str:
+    """The first paragraph below that heading, in one line."""
+    _, _, below = documentation.partition("## What happens\n")
+    return " ".join(below.strip().partition("\n\n")[0].split())
 
 
 def join(texts: Mapping[str, str]) -> str:

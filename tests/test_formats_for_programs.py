@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,12 +20,14 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.formats import can_join, render_joint, streams_results
+from lora_doctor.rules.ld201_no_target_matches import NoTargetMatches
 from lora_doctor.static.model_source import ModelSource
 from tests import diagnoses
 from tests.cli import completed as run
 
 NAMES = list(diagnoses.ALL)
-#: GitLab's documentation, "Code Quality report format", as a schema.
+SCHEMAS = Path(__file__).parent / "data" / "schemas"
+#: GitLab's documentation, "Code Quality report format", as a schema: it publishes none.
 GITLAB = {
     "type": "array",
     "items": {
@@ -86,6 +89,33 @@ def test_sarif_is_sarif(name: str) -> None:
         assert uri and not re.match(r"\w+:(?!///)", uri)
     open_question = diagnoses.ALL[name]().undetermined is not None
     assert run.invocations[0].execution_successful == (not open_question)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sarif_keeps_to_its_published_schema(name: str) -> None:
+    schema = json.loads((SCHEMAS / "sarif-2.1.0-rtm.4.json").read_text(encoding="utf-8"))
+    text = reports.render(diagnoses.ALL[name](), "sarif")
+    jsonschema.Draft4Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_junit_keeps_to_its_published_schema(name: str) -> None:
+    xmlschema = pytest.importorskip("xmlschema")
+    schema = xmlschema.XMLSchema(str(SCHEMAS / "junit-10.xsd"))
+    schema.validate(reports.render(diagnoses.ALL[name](), "junit"))
+
+
+def test_sarif_brings_the_documentation_of_its_rules() -> None:
+    """GitHub refuses a rule without these texts; one of somebody else has its name in words."""
+    ours, theirs = finding("nothing matches", IN_SCRIPT), finding("too small", IN_SCRIPT)
+    theirs = replace(theirs, rule="ACME1", name="rank-too-small")
+    (run,) = json.loads(reports.render(diagnosis(ours, theirs), "sarif"))["runs"]
+    other, known = run["tool"]["driver"]["rules"]
+    assert other["shortDescription"] == other["fullDescription"] == {"text": "Rank too small."}
+    assert "markdown" not in other["help"]
+    assert known["shortDescription"]["text"] == NoTargetMatches.summary
+    assert known["fullDescription"]["text"].startswith("`get_peft_model` raises")
+    assert "## Fix" in known["help"]["markdown"] and known["helpUri"] in known["help"]["text"]
 
 
 def test_sarif_points_at_the_line() -> None:
