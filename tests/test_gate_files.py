@@ -60,6 +60,9 @@ def test_the_hooks_fail_what_fails_only(work: Path, machine: dict[str, str]) -> 
     configure(work, "c_attn")
     bad = run(entry, work, machine)
     assert bad.returncode == 1 and "LD201" in bad.stdout, bad.stderr
+    # It needs the same words; what it writes is seen in tests/test_project.py.
+    help_ = run(f"{hooks['lora-doctor-fix']['entry']} --help", work, machine)
+    assert help_.returncode == 0 and "--apply" in help_.stdout, help_.stderr
     assert set(re.findall(r"id: ([\w-]+)", GATE)) <= set(hooks)
 
 

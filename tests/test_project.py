@@ -121,6 +121,35 @@ def test_what_is_ignored_is_shown_with_its_reason_and_fails_nothing(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_all_set_ups_are_fixed_where_they_are_written(tmp_path: Path) -> None:
+    """Each in its own file, with its page and its prescription in a folder of its own; a set-up
+    that stands in the configuration gets a recipe, which is named."""
+    (tmp_path / "sft.yaml").write_text("target_modules: [q_proj, v_prj]  # both\n", "utf-8")
+    configure(
+        tmp_path,
+        # Of another command: `fix` runs something at least.
+        'depth = "meta"\n'
+        '[set-ups.sft]\nmodel = "arch:llama"\nrecipe = "sft.yaml"\n'
+        '[set-ups.here]\nmodel = "arch:gpt2"\ntarget-modules = ["q_proj"]\n',
+    )
+    (tmp_path / "below").mkdir()
+    shown = run("fix", "--diff", cwd=tmp_path / "below")
+    assert shown.returncode == 1, shown.stderr
+    assert "+target_modules: [q_proj, v_proj]  # both" in shown.stdout
+    done = run("fix", "--apply", "--output-dir", "made", cwd=tmp_path / "below")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sft.yaml").read_text() == "target_modules: [q_proj, v_proj]  # both\n"
+    assert sorted(file.name for file in (tmp_path / "below/made/sft").iterdir()) == [
+        "lora-doctor.html", "lora-doctor.prescription.json",
+    ]  # fmt: skip
+    sft, here = done.stderr.splitlines()[-2:]
+    assert sft == "lora-doctor: sft: fixed in sft.yaml"
+    assert "made/here/lora-doctor.recipe.yaml; name it as its recipe in lora-doctor.toml" in here
+    again = run("fix", "--apply", "--output-dir", "again", "--select", "LD202", cwd=tmp_path)
+    assert "sft: nothing found" in again.stderr and not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow
 def test_fix_leaves_what_the_project_ignores(tmp_path: Path) -> None:
     """Its reason says that it is meant so; what else is found is fixed."""
     configure(tmp_path, '[ignore]\nLD202 = "the same list serves two architectures"\n')

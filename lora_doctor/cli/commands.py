@@ -65,7 +65,7 @@ def cli(ctx: click.Context) -> None:
     skipped for a reason that you can change).
 
     Options can be set in [tool.lora-doctor] of pyproject.toml, or in lora-doctor.toml; if set-ups
-    are listed there, check without MODEL checks all of them.
+    are listed there, check and fix without MODEL take all of them.
     """
     from pathlib import Path
 
@@ -108,16 +108,16 @@ def _executed_depth(help: str) -> Callable[[Any], Any]:
 def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed. Without MODEL: every set-up of the project."""
     if options["model"] is None:
-        from lora_doctor.cli.set_ups import check_all
+        from lora_doctor.cli.set_ups import run_all
 
-        return check_all(cli, click.get_current_context())
+        return run_all(cli, click.get_current_context())
     from lora_doctor.cli.check import run
 
     return run(options)
 
 
 @cli.command()
-@recipe_options
+@optional_model
 @adapter_option
 @_executed_depth(
     "Where fixes are executed: on a tiny model, or on the real weights (folder or hub id)."
@@ -154,8 +154,12 @@ def fix(**options: Any) -> int:
     DIR-fixed.
 
     A training command in place of MODEL (-- llamafactory-cli train x.yaml): the file that it names
-    is fixed, and then the command is dry-run.
+    is fixed, and then the command is dry-run. Without MODEL: every set-up of the project.
     """
+    if options["model"] is None:
+        from lora_doctor.cli.set_ups import run_all
+
+        return run_all(cli, click.get_current_context())
     from lora_doctor.cli.fix import run
 
     return run(options)

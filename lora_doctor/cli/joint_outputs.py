@@ -87,7 +87,15 @@ def baseline_of(file: str, set_up: str) -> str:
     return own if Path(own).is_file() else file
 
 
+def folder_of(folder: str, set_up: str) -> str:
+    """The set-up's own folder in ``folder``."""
+    return str(Path(folder) / _as_name(set_up))
+
+
 def _own(file: str, set_up: str) -> str:
     path = Path(file)
-    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in set_up)
-    return str(path.with_name(f"{path.stem}.{name}{path.suffix}"))
+    return str(path.with_name(f"{path.stem}.{_as_name(set_up)}{path.suffix}"))
+
+
+def _as_name(set_up: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in set_up)

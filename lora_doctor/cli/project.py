@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor.errors import InputError
+from lora_doctor.results.depth import DEPTHS
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -306,8 +307,15 @@ def _parameters(command: click.Command, given: Mapping[str, Any]) -> dict[str, A
     found = {}
     for key, value in given.items():
         parameter = options.get(key)
-        if parameter is None or parameter.name is None:
+        if parameter is None or parameter.name is None or _is_of_other_command(parameter, value):
             continue
         several = isinstance(value, list) and not parameter.multiple
         found[parameter.name] = ",".join(map(str, value)) if several else value
     return found
+
+
+def _is_of_other_command(parameter: click.Option, value: Any) -> bool:
+    """``depth = "static"`` or ``"meta"``, of which ``fix`` and ``verify`` have nothing: they run
+    something at least. A value that no command has is refused by ``check``."""
+    choice = parameter.type
+    return isinstance(choice, click.Choice) and value in DEPTHS and value not in choice.choices

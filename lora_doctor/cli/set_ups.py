@@ -1,4 +1,5 @@
-"""``lora-doctor check`` without MODEL: every set-up of the project, one after the other."""
+"""``lora-doctor check`` and ``fix`` without MODEL: every set-up of the project, one after the
+other."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from click.core import ParameterSource
 
 from lora_doctor.cli import streams
 from lora_doctor.cli.given_command import file_of
-from lora_doctor.cli.joint_outputs import NONE, JointOutputs, baseline_of
+from lora_doctor.cli.joint_outputs import NONE, JointOutputs, baseline_of, folder_of
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
 from lora_doctor.cli.project import (
     META,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 _WORDS = {OK: "nothing found", FINDINGS: "findings", UNANSWERED: "undetermined"}
 
 
-def check_all(group: click.Group, ctx: click.Context) -> int:
-    """Check or dry-run every set-up; the last lines, on stderr, are a summary.
+def run_all(group: click.Group, ctx: click.Context) -> int:
+    """The command of ``ctx`` for every set-up, where ``check`` dry-runs those that are a training
+    command; the last lines, on stderr, are a summary.
 
     The paths of the configuration are read from its folder, those of the command line from here.
 
@@ -47,14 +49,14 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
     project: Project | None = ctx.meta.get(META)
     if project is None or not project.set_ups:
         raise InputError(
-            "check: MODEL is missing; give one, or list set-ups in the project's configuration "
-            "([tool.lora-doctor.set-ups.NAME] in pyproject.toml)"
+            f"{ctx.command.name}: MODEL is missing; give one, or list set-ups in the project's "
+            "configuration ([tool.lora-doctor.set-ups.NAME] in pyproject.toml)"
         )
     with _in_folder_of(project, ctx):
-        return _check_set_ups(group, ctx, project)
+        return _run_set_ups(group, ctx, project)
 
 
-def _check_set_ups(group: click.Group, ctx: click.Context, project: Project) -> int:
+def _run_set_ups(group: click.Group, ctx: click.Context, project: Project) -> int:
     shared = _given(ctx)
     several = len(project.set_ups) > 1
     joint = JointOutputs.of(ctx.params) if several else NONE
@@ -66,7 +68,7 @@ def _check_set_ups(group: click.Group, ctx: click.Context, project: Project) -> 
         for set_up in project.set_ups:
             own = joint.left_to(set_up.name, shared) if several else shared
             before = len(reported)
-            codes[set_up.name], error = _check(group, ctx, set_up, own)
+            codes[set_up.name], error = _run(group, ctx, set_up, own)
             found.update((set_up.name, one) for one in reported[before:])
             if error:  # a report without it would be taken for one in which nothing was found
                 found[set_up.name] = _not_answered(set_up, error)
@@ -77,31 +79,36 @@ def _check_set_ups(group: click.Group, ctx: click.Context, project: Project) -> 
             streams.tell(f"lora-doctor: note: {visible(text)}")
     for name, code in codes.items():
         words = _WORDS.get(code, f"exit code {code}")
-        accepted = _accepted(found[name]) if name in found else ""
-        streams.tell(f"lora-doctor: {visible(name)}: {words}{accepted}")
+        if name in found:
+            words = _outcome(found[name], words, project.file.name)
+        streams.tell(f"lora-doctor: {visible(name)}: {words}")
     return next((code for code in (FINDINGS, UNANSWERED) if code in codes.values()), OK)
 
 
-def _check(
+def _run(
     group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[str, Any]
 ) -> tuple[int, str]:
     """The exit code, and why there is no diagnosis; empty where there is one."""
     project: Project = ctx.meta[META]
     ctx.meta[SET_UP] = set_up
-    read = for_set_up(project, set_up, group.commands["check"], shared)
+    read = for_set_up(project, set_up, ctx.command, shared)
     is_read = not set_up.command or read.get("depth") == "static"
-    name = "check" if is_read else "dry-run"
+    is_dry_run = not is_read and ctx.command.name == "check"
+    name = "dry-run" if is_dry_run else str(ctx.command.name)
     command = group.commands[name]
-    defaults = read if is_read else for_set_up(project, set_up, command, shared)
+    defaults = for_set_up(project, set_up, command, shared) if is_dry_run else read
     if defaults.get("baseline") and len(project.set_ups) > 1:
         defaults["baseline"] = baseline_of(defaults["baseline"], set_up.name)
+    if name == "fix":  # each writes files of the same names
+        defaults["output_dir"] = folder_of(ctx.params["output_dir"], set_up.name)
     told = set_up.model or f"-- {set_up.command}"
     streams.tell(f"lora-doctor: set-up {visible(set_up.name)}: {visible(told)}")
     try:
         arguments = _arguments(set_up, is_read=is_read)
-        with command.make_context(
-            name, arguments, parent=ctx.parent, default_map=defaults
-        ) as inner:
+        with (
+            _made(defaults["output_dir"] if ctx.params.get("write") else "."),
+            command.make_context(name, arguments, parent=ctx.parent, default_map=defaults) as inner,
+        ):
             return int(click.Command.invoke(command, inner) or OK), ""
     except click.ClickException as error:
         told = error.format_message()
@@ -109,6 +116,22 @@ def _check(
         told = str(error)
     streams.tell(f"lora-doctor: {visible(set_up.name)}: {told}")
     return UNANSWERED, told
+
+
+@contextmanager
+def _made(folder: str) -> Iterator[None]:
+    """The folder and those above it, and none of them afterwards that is empty."""
+    from contextlib import suppress
+
+    path = Path(folder)
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty: the set-up's files are in it
+            for one in made:
+                one.rmdir()
 
 
 def _arguments(set_up: SetUp, *, is_read: bool) -> list[str]:
@@ -169,12 +192,19 @@ def _not_answered(set_up: SetUp, error: str) -> Diagnosis:
     )
 
 
-def _accepted(diagnosis: Diagnosis) -> str:
-    """``, 2 ignored``: what was found and fails nothing."""
+def _outcome(diagnosis: Diagnosis, words: str, configuration: str) -> str:
+    """What became of a set-up: ``nothing found, 2 ignored``, or that it was fixed and where."""
+    from lora_doctor.prescription.write_fix import RECIPE_NAME
     from lora_doctor.reports._words import accepted_count
 
+    if diagnosis.written_to:
+        file = diagnosis.written_to[0]
+        left = "" if words == _WORDS[OK] else f", {words} left"
+        words = f"fixed in {visible(file)}{left}"
+        if Path(file).name == RECIPE_NAME:  # its settings are in the configuration, a gate's file
+            words += f"; name it as its recipe in {configuration}, in place of the settings there"
     count = accepted_count(diagnosis)
-    return f", {count}" if count else ""
+    return f"{words}, {count}" if count else words
 
 
 def _given(ctx: click.Context) -> dict[str, Any]:
