@@ -35,8 +35,8 @@ def test_without_a_command_the_help_is_shown_line_by_line() -> None:
     result = lora_doctor()
     told = (result.err or result.out).splitlines()  # click 8.1 writes it to standard output
     assert told[0].startswith("Usage: lora-doctor") and "Commands:" in told
-    assert lora_doctor("fix").err == (
-        "lora-doctor: Missing argument 'MODEL'; see lora-doctor fix --help\n"
+    assert lora_doctor("verify").err == (
+        "lora-doctor: Missing argument 'MODEL'; see lora-doctor verify --help\n"
     )
 
 
