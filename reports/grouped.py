@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_doctor.reports._records import records, set_up
+from lora_doctor.reports._records import UNDETERMINED, records, set_up
 from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def render(
     """Never coloured, never wrapped."""
     groups: dict[str, list[str]] = {}
     for record in records(diagnosis):
-        text = f"  {record.rule} {record.message} [{record.level}, {record.where}]"
+        # An open question says itself that it is one.
+        code = "" if record.rule == UNDETERMINED else f"{record.rule} "
+        text = f"  {code}{record.message} [{record.level}, {record.where}]"
         groups.setdefault(record.file or set_up(diagnosis), []).append(text)
     blocks = ["\n".join([f"{name}:", *lines]) for name, lines in groups.items()]
     text = "".join(f"{block}\n" for block in blocks)
