@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import mutants
+from tools import forked_tests, mutants
 
 TEXT = """
 CODES = ("ACME407",)
@@ -49,6 +49,7 @@ def test_those_that_build_no_model_come_first(tmp_path: Path) -> None:
     )
     assert mutants.test_commands("ACME407", tmp_path) == commands[:2]
     assert mutants.test_commands("ACME407", tmp_path, slow=True) == commands
+    assert mutants.test_commands("ACME407", tmp_path, slow=True, quick=True) == commands[:2]
     assert mutants.test_commands("ACME999", tmp_path) == ["tests/test_rules.py -k ACME999"]
 
 
@@ -63,3 +64,26 @@ def test_a_survivor_is_named_and_what_was_not_tried_is_not_counted(
     assert "survived  rules/a.py:9 Is" in said and "1 of 2 mutants killed (50%" in said
     assert "ACME407: 4 mutants" in said and "ACME402: no time was left" in said
     assert mutants.report([mutants.Tried("ACME407", [("rules/a.py:3 Not", True)])]) == 0
+
+
+def test_what_the_forks_tell_is_added_to_its_rule() -> None:
+    rule = mutants.Tried("ACME407", why="no time was left")
+    told = {"code": "ACME407", "place": "rules/a.py:3 Not", "change": "a -> not a", "killed": False}
+    mutants.note(told, {"ACME407": rule})
+    mutants.note({"code": "ACME407", "left": 2}, {"ACME407": rule})
+    assert rule == mutants.Tried("ACME407", [("rules/a.py:3 Not: a -> not a", False)], left=2)
+
+
+def test_a_changed_module_is_not_taken_for_the_compiled_one(tmp_path: Path) -> None:
+    """Python compares seconds and length, and a mutant has the length of the one before."""
+    path = tmp_path / "module.py"
+    times = []
+    for text in ("a < 1", "a > 1", "a < 2"):
+        forked_tests.write(path, text)
+        times.append(int(path.stat().st_mtime))
+    assert path.read_text() == text and len(set(times)) == 3
+
+
+def test_a_mutant_is_told_by_the_lines_that_it_changes() -> None:
+    mutant = forked_tests.Mutant(2, "Not", "a = 1\nif not a:\n    a = 2\n")
+    assert mutant.told("a = 1\nif a:\n    a = 2\n") == "if a: -> if not a:"
