@@ -85,7 +85,7 @@ def _table(
 
 def _why(check: Check, run: Verification | None) -> str:
     """What was expected and what was seen; not the exception that the run itself tells."""
-    words = [f"expected: {visible(check.expected, 300)}"] if check.expected else []
+    words = [f"expected {visible(check.expected, 300)}"] if check.expected else []
     told = run is not None and run.failure is not None and run.failure.check == check.name
     if check.detail and not (told and check.raised is not None):
         words.append(visible(check.detail, 400))

@@ -62,8 +62,8 @@ def facts(found: Supervision) -> list[tuple[str, str]]:
     ]
     if found.plan is not None:
         plan = found.plan
-        warmup = f", {plan.warmup_steps:,} of them warm-up" if plan.warmup_steps else ""
-        rows.append(("Steps", f"{plan.steps:,} of {many(plan.rows_per_step, 'row')}{warmup}"))
+        warmup = f"; {plan.warmup_steps:,} of them warm-up" if plan.warmup_steps else ""
+        rows.append(("Steps", f"{plan.steps:,}, each on {many(plan.rows_per_step, 'row')}{warmup}"))
     if found.evaluation is not None:
         rows.append(("Evaluation", many(found.evaluation.rows, "row")))
     return rows

@@ -124,7 +124,8 @@ def _compact(value: Any) -> str:
 
 def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     rows = conditions(diagnosis)
-    page.line((" · ".join(value for _, value in rows), "dim"))
+    words = [f"depth {value}" if label == "Depth" else value for label, value in rows]
+    page.line((" · ".join(words), "dim"))
     verdict = verdict_text(diagnosis)
     page.line((verdict.headline, STYLES[verdict.tone]))
     if verdict.explanation:
