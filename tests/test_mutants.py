@@ -87,3 +87,12 @@ def test_a_changed_module_is_not_taken_for_the_compiled_one(tmp_path: Path) -> N
 def test_a_mutant_is_told_by_the_lines_that_it_changes() -> None:
     mutant = forked_tests.Mutant(2, "Not", "a = 1\nif not a:\n    a = 2\n")
     assert mutant.told("a = 1\nif a:\n    a = 2\n") == "if a: -> if not a:"
+
+
+def test_examples_and_imports_for_annotations_are_left_alone() -> None:
+    """To change an example is to change a test."""
+    text = (
+        "if TYPE_CHECKING:\n    import a\nclass Rule:\n    depth = 1\n"
+        "    examples = (\n        2,\n    )\n"
+    )
+    assert forked_tests._left_alone(text) == {1, 2, 5, 6, 7}
