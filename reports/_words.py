@@ -46,7 +46,7 @@ def execution_words(fix: Fix) -> str:
         reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
         return f"not executed: {reason}"
     how = f"executed at depth {run.depth}" if run.depth != "static" else "read again, not run"
-    beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
+    beside = f" with the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
     return f"{how}{beside}: {visible(run.detail, 600)}"
 
 

@@ -65,4 +65,5 @@ def said(seen: Verification, name: str) -> str:
     failure, check = seen.failure, seen.check(name)
     if failure is not None and failure.check == name:
         return f"{failure.type}: {failure.message}"
-    return f"{CHECKS.get(name, name)}: {(check and (check.detail or check.value)) or 'no'}"
+    found = (check and (check.detail or check.value)) or "no"
+    return f"the check {CHECKS.get(name, name)!r} failed: {found}"

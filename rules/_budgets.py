@@ -46,6 +46,6 @@ def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) ->
 def _evidence(check: BudgetCheck) -> tuple[Measurement, ...]:
     budget = check.budget
     return (
-        Measurement(NUMBERS[budget.name][1], check.value, check.detail),
+        Measurement(NUMBERS[budget.name][1], check.amount(), check.detail),
         Measurement("limit", budget.words(), "budgets of the project"),
     )

@@ -64,8 +64,8 @@ def about(finding: Finding, rows: RowSet) -> Finding:
 def proof(found: Supervision) -> Proof:
     """The run's own batches were seen, or rows were made by the model's tokenizer."""
     if found.executed:
-        return Proof("executed", found.origin)
-    return Proof("measured", found.origin)
+        return Proof("executed", f"the rows were examined ({found.origin})")
+    return Proof("measured", f"the rows were examined ({found.origin})")
 
 
 def looked_at(found: Supervision) -> Measurement:

@@ -49,7 +49,7 @@ _ARGUMENT_ERRORS = (
     ),
     (
         re.compile(r"multiple values for (?:keyword )?argument '(?P<name>\w+)'"),
-        "passes on together with its own value",
+        "also sets itself",
     ),
     (re.compile(r"^'(?P<name>\w+)'$"), "passes on to a module that looks for its own and fails"),
 )

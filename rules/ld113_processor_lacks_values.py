@@ -83,7 +83,7 @@ class ProcessorLacksValues(Rule):
             location=Location("file", _file(case)),
             evidence=(
                 *_measured(found),
-                Measurement("right with", ", ".join(values),
+                Measurement("works with", ", ".join(values),
                             "the model's config, and the processor called again"),
             ),
             proof=Proof("executed", "the installed processor was called with one image, without "

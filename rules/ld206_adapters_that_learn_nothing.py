@@ -36,7 +36,7 @@ _WHY = {
     "not-run": "no forward runs these layers",
     "weight-read": "the weight is read without calling the layer, so the adapter is bypassed",
     "no-grad": "the model runs these layers with gradients disabled",
-    "unused": "their output does not reach the loss through operations with a gradient",
+    "unused": "no gradient flows back from the loss to their output",
     "zero": "their gradient is exactly zero: their output does not change the loss",
 }
 #: Kind of a tower to the modalities that reach it.
@@ -216,7 +216,7 @@ class AdaptersThatLearnNothing(Rule):
             Measurement(
                 "adapters without gradient", sum(len(one.paths) for one in readings), source
             ),
-            Measurement("they are on", quoted(names, 6), reason),
+            Measurement("layers", quoted(names, 6), reason),
         ]
         if inside:
             evidence.append(Measurement("nothing was run in", quoted(inside, 6), source))

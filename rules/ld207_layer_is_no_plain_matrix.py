@@ -102,11 +102,11 @@ class LayerIsNoPlainMatrix(Rule):
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(
             "error" if failed else "warning",
-            f"{non_linear[0].path} is a {classes[0]}: it returns {non_linear[0].output}, and "
-            f"LoRA adds {non_linear[0].expected}.",
+            f"{non_linear[0].path} is a {classes[0]}: it returns {non_linear[0].output}, but "
+            f"LoRA adds {non_linear[0].expected} to it.",
             location=Location("module", non_linear[0].path),
             evidence=tuple(evidence),
-            proof=Proof("executed", "the output of the layer was compared in a forward"),
+            proof=Proof("executed", "the layer's output was compared with what LoRA adds to it"),
             fixes=(Fix(f"{what}.", "safe", edits) if edits else Fix(f"{what}.", "manual"),),
             explains=("forward",) if failed else (),
         )

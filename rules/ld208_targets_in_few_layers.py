@@ -114,7 +114,7 @@ class TargetsInFewLayers(Rule):
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(
-                    "layers with adapted token mixing",
+                    "layers with adapted attention or recurrence",
                     f"{with_adapter} of {layers}",
                     "installed PEFT, meta device",
                 ),

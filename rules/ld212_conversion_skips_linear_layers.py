@@ -109,7 +109,7 @@ class ConversionSkipsLinearLayers(Rule):
             fixes=(
                 Fix(
                     "Under these names the installed PEFT adapts either these layers or the "
-                    "experts; to train only the attention, name only its layers.",
+                    "experts; to train only the attention, list only its layers in target_modules.",
                     "manual",
                 ),
             ),

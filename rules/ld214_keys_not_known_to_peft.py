@@ -88,7 +88,7 @@ class KeysNotKnownToPeft(Rule):
 
     def _finding(self, case: Case, keys: dict[str, object], meant: dict[str, str]) -> Finding:
         version = case.environment.version("peft") or "that is installed"
-        said = f"; {quoted(meant.values())} was meant" if meant else ""
+        said = f"; did you mean {quoted(meant.values())}?" if meant else "."
         evidence = [
             Measurement("not known", quoted(f"{key}: {value!r}" for key, value in keys.items()),
                         "adapter config"),
@@ -110,7 +110,7 @@ class KeysNotKnownToPeft(Rule):
             )
         return self.finding(
             "warning" if meant else "info",
-            f"PEFT {version} does not know {quoted(keys)} in the adapter config{said}.",
+            f"PEFT {version} does not know {quoted(keys)} in the adapter config{said}",
             location=Location("recipe", next(iter(keys))),
             evidence=tuple(evidence),
             proof=Proof(

@@ -246,7 +246,7 @@ def _fixes(case: Case, message: str) -> Iterator[Fix]:
     for key in sorted(own, key=lambda key: key not in named)[:_MOST]:
         edit = Edit(key, REMOVE)
         if _accepted(case, edit):
-            yield Fix(f"Remove {key}, for which PEFT has a default.", "unsafe", (edit,))
+            yield Fix(f"Remove {key}: PEFT then uses its default.", "unsafe", (edit,))
 
 
 def _sizes(structure: Structure, recipe: Recipe, value: int) -> list[int]:

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    excerpt,
 )
 from lora_doctor.rules._ablation import failed_in_training, holds, said, tried
 
@@ -44,7 +45,7 @@ class SettingFailsInTraining(Rule):
     gradient arrives. Without the setting the same recipe trains.
 
     ## What happens
-    `get_peft_model` says nothing. Then the first forward raises something that does not name the
+    `get_peft_model` raises nothing. Then the first forward raises something that does not name the
     setting: `selected index k out of range` (VB-LoRA with a `topk` above `num_vectors`),
     `KeyError: 'default'` (SHiRA with a `mask_type` for which no mask function was given),
     `shape '[2, 64, 4]' is invalid for input of size 504` (Poly with an `n_splits` that does not
@@ -61,7 +62,7 @@ class SettingFailsInTraining(Rule):
     Depends on the installed PEFT. The recipe was run with the setting and without it.
 
     ## Fix
-    The setting is removed, for which PEFT has a default. That changes what is trained, so it is
+    The setting is removed, and PEFT uses its default. That changes what is trained, so it is
     applied only with `--unsafe-fixes`.
 
     ## Links
@@ -164,20 +165,20 @@ class SettingFailsInTraining(Rule):
     ) -> Finding:
         key, method = better.key, case.recipe.peft_type
         set_to = f"{key}: {_short(case.recipe.get(key))}"
-        what = said(seen, failed[0])
+        what = excerpt(said(seen, failed[0]))
         source = f"{seen.depth} model, executed"
         return self.finding(
             # A loss that has not fallen in a few rounds may fall later.
             "warning" if failed == ("loss-falls",) else "error",
             f"{_OUTCOMES.get(failed[0], 'Training fails')} with {set_to} in this {method} adapter, "
-            f"and not without it: {what[:240]}",
+            f"but not without it: {what}",
             location=Location("recipe", key),
             evidence=(
-                Measurement(f"with {set_to}", what[:300], source),
+                Measurement(f"with {set_to}", what, source),
                 Measurement(f"without {key}", f"{', '.join(failed)} passed", source),
             ),
             proof=Proof("executed", f"the contract was run with {key} and without it"),
-            fixes=(Fix(f"Remove {key}, for which PEFT has a default.", "unsafe", (better,)),),
+            fixes=(Fix(f"Remove {key}: PEFT then uses its default.", "unsafe", (better,)),),
             explains=failed,
         )
 

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    excerpt,
     lora_config_fields,
 )
 from lora_doctor.rules._ablation import failed_in_training, holds, said, tried
@@ -86,15 +87,15 @@ class MethodDoesNotFit(Rule):
         if not holds(with_lora, failed):
             return
         seen = case.verification
-        what = said(seen, failed[0])
+        what = excerpt(said(seen, failed[0]))
         source = f"{seen.depth} model, executed"
         yield self.finding(
             "error",
             f"{method} fails on {case.structure.model_class}, where LoRA on the same layers "
-            f"trains: {what[:240]}",
+            f"trains: {what}",
             location=Location("recipe", "peft_type"),
             evidence=(
-                Measurement(f"{method}, check {failed[0]}", what[:300], source),
+                Measurement(f"{method}, check {failed[0]}", what, source),
                 Measurement("raised in", _where(seen), source),
                 Measurement("LoRA on the same layers", f"{', '.join(failed)} passed", source),
             ),

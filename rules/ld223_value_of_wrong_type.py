@@ -126,13 +126,13 @@ class ValueOfWrongType(Rule):
     def _read(self, value: WrittenValue) -> Finding:
         return self.finding(
             "warning",
-            f"{value.key} may fail: no {value.name.rpartition('.')[2]} can train with "
-            f"{value.value!r:.60}",
+            f"{value.key} may fail: {value.name.rpartition('.')[2]} cannot train with "
+            f"{value.value!r:.60}.",
             location=_location(value),
             evidence=(
                 Measurement(value.key, repr(value.value)[:60], str(value.place or "recipe")),
             ),
-            proof=Proof("inferred", "from the file, nothing was run"),
+            proof=Proof("inferred", "the value was read in the file"),
             fixes=(_fix(value),),
         )
 

@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
     edits_without,
+    excerpt,
     naming,
     offered_layers,
     quoted,
@@ -104,14 +105,14 @@ class ForwardFailsWithAdapter(Rule):
     def _finding(self, case: Case, patterns: frozenset[str], fix: Fix, where: str) -> Finding:
         seen = case.verification
         source = f"{seen.depth} model, executed"
-        layers, what = quoted(sorted(patterns), 3), said(seen, "forward")
+        layers, what = quoted(sorted(patterns), 3), excerpt(said(seen, "forward"))
         return self.finding(
             "error",
             f"The forward of {case.structure.model_class} raises with adapters on {layers}, and "
-            f"runs without them: {what[:240]}",
+            f"runs without them: {what}",
             location=Location("module", sorted(patterns)[0]),
             evidence=(
-                Measurement("forward", what[:300], source),
+                Measurement("forward", what, source),
                 Measurement("raised at", where, source),
                 Measurement("without adapters on these layers", "the forward runs", source),
             ),

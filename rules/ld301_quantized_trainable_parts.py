@@ -163,7 +163,7 @@ def _message(asked: Quantization, hit: list[FloatPart], trained: bool) -> str:
         end = f"{count} of {total} weights are {dtype} and cannot be trained"
     else:
         end = f"{count} of {total} weights are {dtype}"
-    return f"Loading in {in_bits(asked.kind)} also quantizes {_names(hit)}: {end}."
+    return f"Loading in {in_bits(asked.kind)} also quantizes the {_names(hit)}: {end}."
 
 
 def _evidence(
@@ -206,7 +206,7 @@ def _fixes(asked: Quantization, hit: list[FloatPart]) -> tuple[Fix, ...]:
     if not asked.proposed_skip:
         return (
             Fix(
-                f"No skip list excludes only {_names(hit)}; load without quantization, in "
+                f"No skip list excludes only the {_names(hit)}; load without quantization, in "
                 "bfloat16.",
                 "manual",
             ),

@@ -126,6 +126,6 @@ def _message(found: CheckpointQuantization) -> str:
 
 def _said(found: CheckpointQuantization) -> Iterator[Measurement]:
     if found.trainable_words:
-        yield Measurement("it says", found.trainable_words[:300], "installed transformers")
+        yield Measurement("quantizer says", found.trainable_words[:300], "installed transformers")
     if found.falls_back:
         yield Measurement("while loading", found.falls_back[:300], "installed transformers")

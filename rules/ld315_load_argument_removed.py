@@ -109,7 +109,7 @@ class LoadArgumentRemoved(Rule):
 
 def _fix(case: Case, line: int, argument: str) -> Fix:
     """With the change of the text, where the program was followed to this call."""
-    title = f"quantization_config=BitsAndBytesConfig({argument}=True)"
+    title = f"Pass quantization_config=BitsAndBytesConfig({argument}=True)"
     found = unknown_arguments(case.program) if case.has("program") else ()
     for item in found:
         if item.name == argument and item.place.line == line and item.rewrites:

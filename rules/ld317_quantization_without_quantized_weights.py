@@ -103,7 +103,7 @@ class QuantizationWithoutQuantizedWeights(Rule):
                 Measurement("matrices by dtype",
                             ", ".join(f"{n} {dtype}" for dtype, n in dtypes.items()),
                             "headers of the weights"),
-                Measurement("such weights, loaded with it", _failure(found),
+                Measurement("floating-point weights, loaded with it", _failure(found),
                             "a tiny model of this class, installed transformers"),
             ),
             proof=Proof("executed", "a tiny model was saved in floating point and loaded with this "

@@ -156,7 +156,7 @@ class UpdateSizeOutOfScale(Rule):
     ) -> Finding:
         used = rate if large else max(rate, TYPICAL_RATE)
         reading, share = middle.reading, middle.relative * used * (middle.grown if large else 1)
-        verdict = "far too large" if large else "far too small"
+        verdict = "far too much" if large else "far too little"
         typical = "" if case.recipe.get("learning_rate") else ", which is typical,"
         lora_alpha, root = case.recipe.get("lora_alpha"), case.recipe.get("use_rslora")
         usual = USUAL_SCALING * math.sqrt(16 / reading.rank) / abs(reading.scaling)
@@ -179,11 +179,12 @@ class UpdateSizeOutOfScale(Rule):
             size = update.relative * used * (update.grown if large else 1)
             evidence.append(
                 Measurement(f"first update of {update.reading.pattern}, {outputs} x {inputs}",
-                        f"{size:.2g} of the weight", source)
+                        f"{_percent(size)} of the weight's RMS", source)
             )  # fmt: skip
         evidence.append(
-            Measurement("the same with r 16, lora_alpha 32", f"{share * usual:.2g} of the weight",
-                    "it grows with the scaling and the square root of r")
+            Measurement("the same with r 16, lora_alpha 32",
+                        f"{_percent(share * usual)} of the weight's RMS",
+                        "it grows with the scaling and the square root of r")
         )  # fmt: skip
         return self.finding(
             "warning",

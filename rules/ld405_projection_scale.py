@@ -102,7 +102,7 @@ class ProjectionScale(Rule):
                 Measurement("ratio", f"{ratio:.3g}", f"info from {LARGE:g}, warning from "
                                                      f"{FAR_TOO_LARGE:g} and below {SMALL:g}"),
                 Measurement("its weights", reading.fresh, "tested: moments, and spread over rows"),
-                Measurement("it is trained", reading.trainable, "its parameters under this recipe"),
+                Measurement("trained", reading.trainable, "its parameters under this recipe"),
             ),
             proof=Proof("measured", f"its rows were found in the inputs_embeds of {reading.into}"),
             fixes=(

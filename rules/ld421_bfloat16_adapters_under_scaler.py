@@ -136,7 +136,7 @@ class Bfloat16AdaptersUnderScaler(Rule):
             half, everything = asked.trained["bfloat16"], sum(asked.trained.values())
             share = f"{half:,} of {everything:,} parameters"
             source = f"{by} of {asked.release}, made on a tiny model"
-        what = f"{by} casts what it trains to bfloat16" if by else "What is trained is bfloat16"
+        what = f"{by} casts what it trains to bfloat16" if by else "Trained weights are in bfloat16"
         yield self.finding(
             "error",
             f"{what}, and fp16=True scales the gradients: CUDA cannot unscale gradients in "

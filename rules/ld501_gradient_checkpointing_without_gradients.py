@@ -233,7 +233,7 @@ class GradientCheckpointingWithoutGradients(Rule):
         if said:
             evidence.append(Measurement("backward", said, source))
         happens = (
-            "the first backward never ends, because a checkpointed layer waits for itself; "
+            "the first backward never ends, because a checkpointed layer calls itself; "
             f"{how}, {learning(other)} of {layers} adapted layers learn"
             if _endless(seen)
             else f"{layers - learning(seen)} of {layers} adapted layers get no gradient; {how}, "

@@ -120,7 +120,7 @@ class PatchAndAdapterMiss(Rule):
             "warning",
             f"{_names(patches)} {('is' if len(patches) == 1 else 'are')} no longer called: "
             + (
-                "set on PEFT's wrapper, while the inner model calls its own method."
+                "it is set on PEFT's wrapper, while the inner model calls its own method."
                 if patches[0].kind == "wrapper"
                 else "the adapters run without it."
             ),

@@ -129,7 +129,7 @@ class NoGradientArrives(Rule):
                     Measurement("gradients cleared", cleared.code, str(place)),
                     Measurement("the optimizer's only step", cleared.step_code, str(step)),
                 ),
-                proof=Proof("read", "the order of the calls in the script, which was not run"),
+                proof=Proof("read", "the order of the calls in the script"),
                 fixes=(
                     Fix("Call optimizer.zero_grad() after optimizer.step().", "manual"),
                 ),

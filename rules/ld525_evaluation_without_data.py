@@ -72,8 +72,8 @@ class EvaluationWithoutData(Rule):
         for found in evaluations_without_data(case.program):
             yield self.finding(
                 "error",
-                f"{found.trainer} should evaluate ({found.name}={found.strategy!r}), but gets no "
-                "eval_dataset, which raises ValueError.",
+                f"{found.trainer} is set to evaluate ({found.name}={found.strategy!r}), but gets "
+                "no eval_dataset, which raises ValueError.",
                 location=Location("file", found.place.file, found.place.line),
                 evidence=(
                     Measurement(found.name, found.strategy, str(found.place)),

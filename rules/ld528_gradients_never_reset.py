@@ -107,7 +107,7 @@ class GradientsNeverReset(Rule):
                 Measurement("optimizer step", loop.step_code, str(step)),
                 Measurement("zero_grad()", "nowhere", "the script"),
             ),
-            proof=Proof("read", "the text of the script, which was not run"),
+            proof=Proof("read", "the text of the script"),
             fixes=(
                 Fix("Call optimizer.zero_grad() after each optimizer.step().", "manual"),
             ),

@@ -88,10 +88,10 @@ class KeysNotInTheFramework(Rule):
             does = "refuses it" if refused else "silently ignores it"
         else:
             does = "may refuse it" if refused else "may silently ignore it"
-        said = f"; {meant} was meant" if meant else ""
+        said = f"; did you mean {meant}?" if meant else "."
         return self.finding(
             severity,
-            f"{set_up.format} has no key {name} and {does}{said}.",
+            f"{set_up.format} has no key {name} and {does}{said}",
             location=located(set_up, name),
             evidence=(
                 Measurement(name, set_up.entries[name], str(set_up.places.get(name, "set-up"))),

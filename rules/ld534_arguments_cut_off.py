@@ -77,7 +77,7 @@ class ArgumentsCutOff(Rule):
         if cut.returned:
             return self.finding(
                 "error" if cut.stray else "warning",
-                f"Line {cut.line} {cut.why}, which the shell hands on as part of {cut.options[0]}.",
+                f"Line {cut.line} {cut.why}, which the shell makes part of {cut.options[0]}.",
                 location=Location("file", file, cut.line),
                 evidence=(Measurement("passed", f"{cut.options[0]}\\r", f"{file}:{cut.line}"),),
                 proof=Proof("read", "the shell ends a word at a space, a tab or a line feed"),

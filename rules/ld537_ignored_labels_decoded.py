@@ -72,8 +72,8 @@ class IgnoredLabelsDecoded(Rule):
         for place, found in labels_decoded(case.program):
             yield self.finding(
                 "error",
-                "compute_metrics decodes labels that are padded with -100, which is no token: "
-                "the first evaluation fails.",
+                "compute_metrics decodes labels that are padded with -100, which is not a token "
+                "id: the first evaluation fails.",
                 location=Location("file", place.file, (place.line or 1) + found.line - 1),
                 evidence=(Measurement("decoded", found.code, str(place)),),
                 proof=_PROOF,

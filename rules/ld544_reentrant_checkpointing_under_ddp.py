@@ -45,12 +45,12 @@ class ReentrantCheckpointingUnderDdp(Rule):
     ## Why
     `DistributedDataParallel` with `find_unused_parameters=True` marks parameters that it does not
     find in the graph as ready when forward ends; with reentrant checkpointing the inner graph does
-    not exist yet, so its parameters are marked again in backward. The Trainer sets it for a model
-    of PEFT's unless `ddp_find_unused_parameters` is given.
+    not exist yet, so its parameters are marked again in backward. The Trainer sets it for a PEFT
+    model unless `ddp_find_unused_parameters` is given.
 
-    Found by execution with several processes; and in a script that is only read, if a launcher
-    beside it starts several processes without FSDP and DeepSpeed: a warning if another command
-    starts it in another way.
+    Found by a dry run with several processes, and in a script that is only read, if a launcher
+    next to it starts several processes without FSDP and DeepSpeed. It is a warning if another
+    command next to the script starts it differently.
 
     ## Versions
     All versions of torch. transformers before 5 uses reentrant checkpointing by default.
@@ -128,8 +128,8 @@ class ReentrantCheckpointingUnderDdp(Rule):
         edit = Edit(_KEY, {**(kept if isinstance(kept, dict) else {}), "use_reentrant": False})
         return self.finding(
             "error" if found.certain else "warning",
-            "Gradient checkpointing is reentrant, and DDP, which looks for unused parameters, will "
-            "see gradients of the same parameter twice.",
+            "Gradient checkpointing is reentrant, and DDP looks for unused parameters: backward "
+            "will raise RuntimeError, because DDP sees some gradients twice.",
             location=Location("file", found.place.file, found.place.line),
             evidence=(
                 Measurement("checkpointing", found.reentrant, str(found.place)),

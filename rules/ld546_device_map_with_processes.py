@@ -161,6 +161,6 @@ class DeviceMapWithProcesses(Rule):
                 Measurement("device_map", str(found.device_map), str(found.place)),
                 Measurement("placed by", found.by, str(found.by_place)),
             ),
-            proof=Proof("inferred", "the script and what starts it were read, not run"),
+            proof=Proof("inferred", "the script and the command that starts it"),
             fixes=(fix,),
         )

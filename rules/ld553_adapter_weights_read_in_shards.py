@@ -114,7 +114,7 @@ class AdapterWeightsReadInShards(Rule):
                     Measurement("use_dora", True, str(case.recipe.places.get("use_dora", ""))),
                     Measurement(_KEY, True, f"the config of {launch.code}"[:200]),
                 ),
-                proof=Proof("inferred", "the script and what starts it were read, not run"),
+                proof=Proof("inferred", "the script and the command that starts it"),
                 fixes=(Fix(_FIX, "manual"),),
             )
 

@@ -80,7 +80,7 @@ class LossWithoutGradients(Rule):
                 "reaches the adapters.",
                 location=Location("file", place.file, place.line),
                 evidence=(
-                    Measurement("trained on", loss.code, str(place)),
+                    Measurement("the loss", loss.code, str(place)),
                     Measurement("without gradients since", loss.why.code, str(reason)),
                 ),
                 proof=Proof("read", "the values were followed through the script"),

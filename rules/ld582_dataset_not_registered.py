@@ -71,16 +71,16 @@ class DatasetNotRegistered(Rule):
         value = meant if as_list else ",".join(meant)
         return self.finding(
             "error",
-            f"{files.registry_file} has no dataset {name}"
-            f"{'; ' + found[0] + ' was meant' if found else ''}.",
+            f"{files.registry_file} has no dataset named {name!r}"
+            + (f"; did you mean {found[0]!r}?" if found else "."),
             location=located(set_up, entry),
             evidence=(
                 written(set_up, entry),
-                Measurement("registered", len(files.registered), files.registry_file),
+                Measurement("registered datasets", len(files.registered), files.registry_file),
             ),
-            proof=Proof("read", f"compared with {files.registry_file}"),
+            proof=Proof("read", f"the name was looked up in {files.registry_file}"),
             fixes=(
-                Fix(f"Write {found[0]}.", "unsafe", (Edit(f"{ENTRY}{entry}", value),)) if found
+                Fix(f"Write {found[0]!r}.", "unsafe", (Edit(f"{ENTRY}{entry}", value),)) if found
                 else Fix(f"Add {name} to {files.registry_file}.", "manual"),
             ),
         )  # fmt: skip

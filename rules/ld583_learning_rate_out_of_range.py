@@ -73,12 +73,12 @@ class LearningRateOutOfRange(Rule):
             f"The learning rate is {rate:g}; {does}.",
             location=Location("recipe", "learning_rate"),
             evidence=(
-                Measurement("learning_rate", rate,
+                Measurement("learning_rate", f"{rate:g}",
                             str(case.recipe.places.get("learning_rate", "recipe"))),
                 Measurement("optimizer", optimizer, source),
             ),
-            proof=Proof("inferred", "Adam moves each weight by about the learning rate at a step"),
-            fixes=(Fix("Set the rate that was meant, such as 2e-4.", "manual"),),
+            proof=Proof("inferred", "Adam moves each weight by about the learning rate per step"),
+            fixes=(Fix("Set the intended learning rate, such as 2e-4.", "manual"),),
         )  # fmt: skip
 
 

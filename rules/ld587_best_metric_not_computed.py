@@ -82,7 +82,7 @@ class BestMetricNotComputed(Rule):
             yield self.finding(
                 "error",
                 f"{found.trainer} looks for {found.metric} after each evaluation, which computes "
-                f"{computed} only: KeyError after the first one."
+                f"{computed} only: KeyError after the first evaluation."
                 if found.metric
                 else "EarlyStoppingCallback gets no metric_for_best_model, which raises "
                 "AssertionError before the first step.",

@@ -121,8 +121,8 @@ class AdapterNotFoundAgain(Rule):
             ),
             fixes=(
                 Fix(
-                    "Do not rename saved adapters whose names the model has, in training and "
-                    "wherever the adapter is loaded.",
+                    "Patch PEFT to keep the names that these adapters have in the model, in "
+                    "training and wherever the adapter is loaded.",
                     "safe",
                     patch=Patch("saved_names_stay"),
                 ),

@@ -107,7 +107,7 @@ class FrozenByPeft(Rule):
             location=Location("recipe", "modules_to_save"),
             evidence=(
                 Measurement("trainable before get_peft_model", names, source),
-                Measurement("frozen since", f"{saving.frozen_parameters:,} parameters", source),
+                Measurement("frozen after it", f"{saving.frozen_parameters:,} parameters", source),
                 Measurement("modules_to_save", kept or "not set", "recipe"),
             ),
             proof=Proof("executed", "the adapters were added, trained and saved"),

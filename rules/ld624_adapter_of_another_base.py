@@ -82,7 +82,7 @@ class AdapterOfAnotherBase(Rule):
     def _differs(self, case: Case, named: str, severity: Severity) -> Finding:
         return self.finding(
             severity,
-            f"The adapter config names {named!r} as its base model; this is {str(case.source)!r}.",
+            f"The adapter config names {named!r} as its base model; MODEL is {str(case.source)!r}.",
             location=Location("recipe", "base_model_name_or_path"),
             evidence=(
                 Measurement("base_model_name_or_path", named, "adapter config"),
@@ -110,7 +110,7 @@ class AdapterOfAnotherBase(Rule):
         unclear = "" if comparable else ", which may be the same"
         yield self.finding(
             "warning" if comparable else "info",
-            f"The adapter was trained on revision {wanted!r} of {named!r}; this is "
+            f"The adapter was trained on revision {wanted!r} of {named!r}; MODEL is "
             f"{have!r}{unclear}.",
             location=Location("recipe", "revision"),
             evidence=(

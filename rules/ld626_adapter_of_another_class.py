@@ -53,7 +53,7 @@ class AdapterOfAnotherClass(Rule):
             return
         yield self.finding(
             "warning",
-            f"The adapter was trained with {trained}; this is {loading.model_class}.",
+            f"The adapter was trained with {trained}; the base model is a {loading.model_class}.",
             location=config_file(case),
             evidence=(
                 Measurement("auto_mapping.base_model_class", trained, "adapter_config.json"),

@@ -90,7 +90,7 @@ class MergedWhereSharded(Rule):
                     Measurement("merged by", " ".join(call.span.text.split())[:100], str(place)),
                     Measurement("sharded by", found.code, str(found.place)),
                 ),
-                proof=Proof("inferred", "the script and what starts it were read, not run"),
+                proof=Proof("inferred", "the script and the command that starts it"),
                 fixes=(Fix(_FIX, "manual"),),
             )
 

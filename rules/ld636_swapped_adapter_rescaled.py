@@ -62,12 +62,14 @@ class SwappedAdapterRescaled(Rule):
             does = "saves it with a config that scales" if saves else "scales"
             yield self.finding(
                 "error",
-                f"{step.code} {does} the swapped adapter {fault.adapters[0]!r} otherwise than its "
-                f"own folder does, in {count} layers ({where}).",
+                f"{step.code} {does} the swapped adapter {fault.adapters[0]!r} with the wrong "
+                f"factor in {count} layers ({where}).",
                 location=at(step),
                 evidence=(
                     call(step),
-                    Measurement("factors that differ", fault.detail, "after the call, and loaded"),
+                    Measurement(
+                        "wrong factors", fault.detail, "after the call, against its own folder"
+                    ),
                 ),
                 proof=PROOF,
                 fixes=(Fix(_KEEP if saves else _LOAD, "manual"),),

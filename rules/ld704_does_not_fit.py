@@ -181,7 +181,7 @@ def _evidence(plan: MemoryPlan) -> tuple[Measurement, ...]:
         lines.append(Measurement(part.name, value, f"{how}: {part.formula}"))
     recipe = plan.recipe
     between = f"{gib(recipe.low)} to {gib(recipe.high)}" if recipe.high else f"≥ {gib(recipe.low)}"
-    lines.append(Measurement("together", between, "the sum, with margins"))
+    lines.append(Measurement("total", between, "the sum, with margins"))
     lines += [
         Measurement(
             f"with {one.name}", _memory(one), "measured in the same way for this alternative"

@@ -121,7 +121,7 @@ class DeepspeedContradictsTrainer(Rule):
         names = quoted(one.name for one in read.found)
         yield self.finding(
             "error" if read.certain else "warning",
-            f"DeepSpeed's config has {names} differently from the Trainer's arguments, which "
+            f"DeepSpeed's config sets {names} differently from the Trainer's arguments, which "
             "transformers refuses.",
             location=Location("file", read.place.file, read.place.line),
             evidence=(

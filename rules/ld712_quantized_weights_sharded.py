@@ -178,7 +178,7 @@ class QuantizedWeightsSharded(Rule):
                   if bits == "4bit" else ()),
                 Measurement("sharded by", found.code, str(found.place)),
             ),
-            proof=Proof("inferred", "the script and what starts it were read, not run"),
+            proof=Proof("inferred", "the script and the command that starts it"),
             fixes=(
                 Fix(
                     "Set bnb_4bit_quant_storage to the dtype of the model (4 bits only), "

@@ -90,9 +90,9 @@ class EndOfAnswerMasked(Rule):
                 evidence=(
                     looked_at(found),
                     loss_on(found),
-                    Measurement("ends an answer", end, "the chat template, or the tokenizer"),
+                    Measurement("end-of-answer token", end, "the chat template, or the tokenizer"),
                     Measurement("rows in which it is masked", rows.count, "label -100"),
-                    Measurement("rows in which it is trained", found.end_trained.count, "labelled"),
+                    Measurement("rows in which it is supervised", found.end_trained.count, "label"),
                     which(rows),
                 ),
                 proof=proof(found),

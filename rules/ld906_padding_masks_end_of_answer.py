@@ -119,7 +119,7 @@ class PaddingMasksEndOfAnswer(Rule):
                 evidence=(
                     looked_at(found),
                     Measurement("padding token", pad, "the tokenizer"),
-                    Measurement("ends an answer", facts.end_name, "the template, or the tokenizer"),
+                    Measurement("end-of-answer token", facts.end_name, "template or tokenizer"),
                     Measurement("rows in which it is masked", rows.count, found.loss_from),
                 ),
                 proof=proof(found)

@@ -90,7 +90,7 @@ class TwoBeginningsOfText(Rule):
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
-                    Measurement("begins a text", bos, "the tokenizer"),
+                    Measurement("beginning-of-text token", bos, "the tokenizer"),
                     Measurement("rows that begin with two", rows.count, "token by token"),
                     which(rows),
                 ),

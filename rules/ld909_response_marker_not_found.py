@@ -89,7 +89,7 @@ class ResponseMarkerNotFound(Rule):
         marker = found.tokenizer.generation_prompt.strip()
         fix = (
             Fix(
-                f"What this template writes before an answer: {marker!r}.",
+                f"Set response_template to what this template writes before an answer: {marker!r}.",
                 "unsafe",
                 (Edit("response_template", marker),),
             )

@@ -148,7 +148,7 @@ class PaddingSupervised(Rule):
                     Measurement("ids", found.padded, "the same function"),
                     Measurement("-100 for padding", "nowhere", "the same function"),
                 ),
-                proof=Proof("read", "the function that makes the rows, which was not run"),
+                proof=Proof("read", "the function that makes the rows"),
                 fixes=(
                     Fix(
                         "Set the labels of padding to -100, or leave padding to "

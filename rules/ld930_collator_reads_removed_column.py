@@ -96,8 +96,8 @@ class CollatorReadsRemovedColumn(Rule):
                 continue
             yield self.finding(
                 "error",
-                f"{one.collator} reads {quoted(lost, 4)} from each row, which {one.trainer} has "
-                f"removed by then, because the forward of {model_type} does not take "
+                f"{one.collator} reads {quoted(lost, 4)} of each row, which {one.trainer} has "
+                f"already removed, because the forward of {model_type} does not take "
                 f"{'it' if len(lost) == 1 else 'them'}.",
                 location=Location("file", one.place.file, one.place.line),
                 evidence=(

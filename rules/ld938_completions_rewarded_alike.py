@@ -139,7 +139,7 @@ class CompletionsRewardedAlike(Rule):
             f"{_never_read(names, len(functions))}. Every advantage is 0, and nothing is learned.",
             location=Location("file", first.file, first.line),
             evidence=(Measurement("functions", names, "their code"),),
-            proof=Proof("read", "the code of the functions, which were not run"),
+            proof=Proof("read", "the code of the functions"),
             fixes=(Fix("Let the reward depend on what the completion says.", "manual"),),
         )
 

@@ -22,9 +22,11 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.program.best_metric import MetricNotComputed
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.observations import ActivationReading, InstancePatch, UpdateReading
+from lora_doctor.results.plain_weights import PlainWeights
 from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
 from lora_doctor.results.training_signal import AdapterGradients
 from lora_doctor.results.verification import Check
@@ -83,7 +85,7 @@ def test_ld214_tells_a_mistyped_key_from_one_of_another_release() -> None:
     meant, other = ask("LD214", **case, asked={"peft_version": "0.98"})
     assert (meant.severity, meant.location.path) == ("warning", "lora_alhpa")
     assert meant.message == (
-        "PEFT 0.99 does not know lora_alhpa in the adapter config; lora_alpha was meant."
+        "PEFT 0.99 does not know lora_alhpa in the adapter config; did you mean lora_alpha?"
     )
     assert fixes(meant) == ["Write lora_alpha for lora_alhpa."]
     assert evidence(meant) == {
@@ -590,7 +592,7 @@ def test_ld624_is_sure_only_of_two_names_on_the_hub(
     found = ask("LD624", asked={"base_model_name_or_path": named}, source=source)
     assert [finding.severity for finding in found] == ([severity] if severity else [])
     for finding in found:
-        assert f"names {named!r} as its base model; this is {name!r}" in finding.message
+        assert f"names {named!r} as its base model; MODEL is {name!r}" in finding.message
         assert evidence(finding)["MODEL"] == name
 
 
@@ -928,3 +930,164 @@ def test_ld934_returns_the_distance_below_zero(gathered: Callable[..., None]) ->
     assert found.severity == "warning" and found.location.line == 5
     assert found.message.startswith("near returns abs(len(text) - 20) as the reward")
     assert fixes(found) == ["Return -abs(len(text) - 20)."]
+
+
+# --- by comparison --------------------------------------------------------------------------------
+
+
+def compared(
+    gathered: Callable[..., None], code: str, failed: tuple[str, ...], better: bool = True
+) -> None:
+    """The contract failed at these checks, and passes them with the rule's edits, or does not."""
+    gathered(code, failed_in_training=failed, holds=better, tried=None, said="RuntimeError: no")
+
+
+def failed_run(message: str = "no", traceback: str = "", where: str = "") -> Stub:
+    failure = Stub(message=message, traceback=traceback, where=where)
+    return Stub(depth="tiny", failure=failure)
+
+
+def adapter(method: str, **values: Any) -> Recipe:
+    return Recipe({"peft_type": method, "task_type": "CAUSAL_LM", **values})
+
+
+@pytest.mark.parametrize(
+    ("failed", "severity", "outcome"),
+    [
+        (("loss-falls",), "warning", "The loss does not fall"),
+        (("gradients", "loss-falls"), "error", "The adapters get no gradient"),
+        (("adapters-move",), "error", "The adapters do not move"),
+        (("forward",), "error", "Training fails"),
+    ],
+    ids=["loss", "gradients", "moves", "forward"],
+)
+def test_ld221_says_what_fails_with_which_setting(
+    failed: tuple[str, ...], severity: str, outcome: str, gathered: Callable[..., None]
+) -> None:
+    compared(gathered, "LD221", failed)
+    found = one("LD221", recipe=adapter("LORA", lora_alpha=0), verification=failed_run())
+    assert (found.severity, found.explains) == (severity, failed)
+    assert found.message == (
+        f"{outcome} with lora_alpha: 0 in this LORA adapter, but not without it: RuntimeError: no"
+    )
+    assert evidence(found) == {
+        "with lora_alpha: 0": "RuntimeError: no",
+        "without lora_alpha": f"{', '.join(failed)} passed",
+    }
+    (fix,) = found.fixes
+    assert (fix.safety, fix.edits[0].key) == ("unsafe", "lora_alpha")
+
+
+def test_ld221_tries_settings_that_the_traceback_names_first(
+    gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most six, and the targets only of a method that has others than LoRA."""
+
+    def key(method: str, run: Stub, **values: Any) -> str:
+        return one("LD221", recipe=adapter(method, **values), verification=run).location.path
+
+    many = {f"setting_{number}": number for number in range(8)}
+    compared(gathered, "LD221", ("forward",))
+    assert key("LORA", failed_run(), **many) == "setting_0"
+    assert key("LORA", failed_run(traceback="x = setting_7"), **many) == "setting_7"
+    assert key("LORA", failed_run("setting_6 is wrong"), **many) == "setting_6"
+    assert key("LORA", Stub(depth="tiny", failure=None), **many) == "setting_0"
+    assert key("SHADOW", failed_run(), target_modules=["q_proj"]) == "target_modules"
+    only_targets = adapter("LORA", target_modules=["q_proj"])
+    assert ask("LD221", recipe=only_targets, verification=failed_run()) == []
+    run = {"recipe": adapter("SHADOW", target_modules=["q"], **many), "verification": failed_run()}
+    gathered("LD221", holds=False)
+    tried: list[str] = []
+    module = sys.modules[RULES["LD221"].__module__]
+    monkeypatch.setattr(module, "tried", lambda case, edits: tried.append(edits[0].key))
+    assert ask("LD221", **run) == [], "without it the same fails"
+    assert tried == [*(f"setting_{number}" for number in range(6)), "target_modules"]
+    compared(gathered, "LD221", ())
+    assert ask("LD221", **run) == [], "nothing failed"
+
+
+def test_ld221_shortens_a_long_value(gathered: Callable[..., None]) -> None:
+    compared(gathered, "LD221", ("forward",))
+    for value, told in (("x" * 40, "x" * 40), ("x" * 41, f"{'x' * 37}...")):
+        found = one("LD221", recipe=adapter("LORA", a=value), verification=failed_run())
+        assert next(iter(evidence(found))) == f"with a: {told}"
+
+
+def test_ld222_offers_lora_where_the_method_alone_fails(gathered: Callable[..., None]) -> None:
+    def case(method: str, run: Stub, **values: Any) -> dict[str, Any]:
+        recipe = adapter(method, **values)
+        return {"recipe": recipe, "verification": run, "recipe_in_full": lambda: recipe,
+                "structure": Stub(model_class="Qwen2")}  # fmt: skip
+
+    shadow = case("SHADOW", failed_run(where="a.py:1"), target_modules=["q"], sizes=3)
+    compared(gathered, "LD222", ("attaches", "forward"))
+    found = one("LD222", **shadow)
+    assert (found.severity, found.explains) == ("error", ("attaches", "forward"))
+    assert found.message == (
+        "SHADOW fails on Qwen2, where LoRA on the same layers trains: RuntimeError: no"
+    )
+    assert evidence(found) == {
+        "SHADOW, check attaches": "RuntimeError: no",
+        "raised in": "a.py:1",
+        "LoRA on the same layers": "attaches, forward passed",
+    }
+    (fix,) = found.fixes
+    assert fix.safety == "unsafe" and {edit.key: edit.value for edit in fix.edits}.keys() == {
+        "peft_type", "sizes",
+    }  # fmt: skip
+    assert fix.edits[0].value == "LORA"
+    for run in (failed_run(), Stub(depth="tiny", failure=None)):
+        nowhere = one("LD222", **case("SHADOW", run))
+        assert evidence(nowhere)["raised in"] == "nothing was raised"
+    for method in ("LORA", "PREFIX_TUNING"):
+        assert ask("LD222", **case(method, failed_run())) == [], "other rules are about these"
+    compared(gathered, "LD222", ("attaches",), better=False)
+    assert ask("LD222", **shadow) == [], "LoRA fails there as well"
+    compared(gathered, "LD222", ())
+    assert ask("LD222", **shadow) == []
+
+
+def test_ld317_counts_matrices_and_says_what_loading_makes_of_them() -> None:
+    def case(*dtypes: str, recipe: Any = None, unread: bool = False, **given: Any) -> Any:
+        tensors = {str(n): Stub(shape=(8, 8), dtype=dtype) for n, dtype in enumerate(dtypes)}
+        tensors["norm"] = Stub(shape=(8,), dtype="I8")
+        weights = Stub(unread=unread, tensors=tensors)
+        files = {
+            "quantization_config": {"quant_method": "bitsandbytes"}, "where": lambda name: name,
+            "weights": Stub(require=lambda: weights), **given.pop("static", {}),
+        }  # fmt: skip
+        plain = PlainWeights("bitsandbytes", **{"missing": ("a", "b", "c"), **given})
+        return {"has": {"static"}.__contains__, "static": Stub(**files), "recipe": recipe or {},
+                "plain_weights": plain}  # fmt: skip
+
+    found = one("LD317", **case("BF16", "BF16", "F32"))
+    assert found.severity == "error" and found.explains == ("builds",)
+    assert found.message == (
+        "config.json says that the weights are quantized with bitsandbytes, and all 3 matrices in "
+        "the checkpoint are in floating point: weights stay random, such as a, b and 1 more."
+    )
+    assert evidence(found)["matrices by dtype"] == "2 BF16, 1 F32"
+    error = ErrorReport("AssertionError", "no shape", "")
+    raised = one("LD317", **case("F16", error=error, raised_in="forward"))
+    assert raised.message.endswith(": forward raises AssertionError: no shape.")
+    assert ask("LD317", **{**case("BF16"), "has": set().__contains__}) == []
+    for healthy in (
+        case("BF16", "U8"),
+        case(),
+        case("BF16", unread=True),
+        case("BF16", recipe={"dequantize": True}),
+        case("BF16", missing=()),
+        case("BF16", static={"quantization_config": None}),
+    ):
+        assert ask("LD317", **healthy) == []
+
+
+def test_ld589_is_about_programs(gathered: Callable[..., None]) -> None:
+    reset = Stub(code="optimizer.zero_grad()", since_code="accelerator.accumulate(model)")
+    gathered("LD589", gradients_discarded=[(Place("a.py", 9), reset, Place("a.py", 7))])
+    assert ask("LD589", has=set().__contains__) == []
+    found = one("LD589", has={"program"}.__contains__, program=Stub())
+    assert found.severity == "warning" and found.location.line == 9
+    assert list(evidence(found).values()) == [
+        "optimizer.zero_grad()", "accelerator.accumulate(model)",
+    ]  # fmt: skip

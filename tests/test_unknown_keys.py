@@ -26,7 +26,7 @@ def check(folder: Path, **more: Any) -> list[Any]:
 def test_a_mistyped_key_is_told_with_the_key_that_was_meant(tmp_path: Path) -> None:
     (finding,) = check(tmp_path, lora_alfa=32)
     assert finding.severity == "warning"
-    assert "lora_alfa" in finding.message and "lora_alpha was meant" in finding.message
+    assert "lora_alfa" in finding.message and "did you mean lora_alpha?" in finding.message
     assert finding.written == f"{tmp_path / 'adapter_config.json'}:1"
 
 

@@ -17,7 +17,7 @@ from lora_doctor.text import gib
 Unit = Literal["bytes", "share", "count"]
 #: Name to unit and to what is counted.
 NUMBERS: Mapping[str, tuple[Unit, str]] = {
-    "peak-memory": ("bytes", "memory of training on one GPU, in bytes"),
+    "peak-memory": ("bytes", "memory of training on one GPU"),
     "trainable-share": ("share", "share of the parameters that train"),
     "adapted-share": ("share", "share of the linear layers, without heads, that have an adapter"),
     "supervised-tokens": ("count", "tokens that the loss sees, in the rows examined"),
@@ -68,8 +68,11 @@ class BudgetCheck:
 
     def words(self) -> str:
         """The number and its limit: ``0.4%, allowed: at most 2%``."""
-        value = amount(self.value, self.budget.unit) if self.value is not None else "not measured"
-        return f"{value}, allowed: {self.budget.words()}"
+        return f"{self.amount()}, allowed: {self.budget.words()}"
+
+    def amount(self) -> str:
+        """The number with its unit."""
+        return amount(self.value, self.budget.unit) if self.value is not None else "not measured"
 
 
 def amount(value: float, unit: Unit) -> str:

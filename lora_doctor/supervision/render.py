@@ -21,7 +21,7 @@ from lora_doctor.text import single_line
 NO_MASK = "this transformers has no return_assistant_tokens_mask"
 NO_MARKS = "the chat template has no {% generation %} marks"
 NO_CONVERSATION = "the rows are not conversations"
-NO_PROMPT = "the rows have no prompt and completion of their own"
+NO_PROMPT = "the rows have no separate prompt and completion"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _BETWEEN = re.compile(r"(?:[ \t\r]*\\?[ \t\r]*(?:#[^\n]*)?\n)+[ \t]*")
 _ESCAPED = re.compile(r"[ \t]*\\[ \t]+(#[^\n]*)?\r?\Z")
 #: Cuts that are looked for, and lines of options that are told of each.
 _MOST = 100
-_UNIX = "Write the file with Unix line ends, such as by dos2unix."
+_UNIX = "Convert the file to Unix line endings, for example with dos2unix."
 _NUMBER = re.compile(r"[-+]?[0-9][0-9.eE+-]*")
 _CARRIAGE_RETURN = re.compile(r"\\\r\n")
 
@@ -82,7 +82,7 @@ def _reason(text: str, start: int, end: int, escaped: re.Match[str] | None) -> t
     lines = text[start:end].split("\n")
     if escaped:
         behind = "a comment" if escaped[1] else "a space"
-        return line, f"has {behind} behind its backslash", f"End line {line} with the backslash."
+        return line, f"has {behind} after its backslash", f"End line {line} with the backslash."
     if not lines[0].strip().startswith("\\"):
         return line, "does not end with a backslash", f"End line {line} with a backslash."
     line += 1
@@ -102,7 +102,7 @@ def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
             behind = [word for word in command.words if word.start > returned.start()]
             options = _options([Command((), tuple(behind)), *found[number + 1 : number + _MOST]])
             line = text.count("\n", 0, returned.start()) + 1
-            yield Cut(line, "ends with a carriage return, as on Windows, behind its backslash",
+            yield Cut(line, "ends with a carriage return, as on Windows, after its backslash",
                       _UNIX, options, stray=True)  # fmt: skip
         elif text.startswith("\r\n", command.words[-1].end):
             yield from _lengthened(text, command)

@@ -91,4 +91,4 @@ def _unused(setup: Setup, arguments: Settings) -> str:
         return "True" if isinstance(value, Known) and value.value is True else ""
     if adds_without_wrapper(setup.roles) is not None or not looks_for_unused_parameters():
         return ""
-    return "not set: the installed Trainer sets it for a model of PEFT's"
+    return "not set: the installed Trainer sets it for a PEFT model"

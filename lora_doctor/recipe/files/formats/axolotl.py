@@ -161,7 +161,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
         wanted = "qlora" if four else "lora"
         yield Remark(
             "unread", written,
-            "reads no setting of LoRA without adapter, and trains the model's own weights",
+            "reads no LoRA setting without adapter, and trains the model's own weights",
             "loaders/model.py: adapters are loaded for cfg.adapter",
             f"Set adapter: {wanted}.", (("adapter", wanted),),
         )  # fmt: skip

@@ -148,7 +148,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
     if kind in ("full", "freeze") and written:
         yield Remark(
             "unread", written,
-            f"reads no setting of LoRA with finetuning_type: {kind}, and trains the model's own "
+            f"reads no LoRA setting with finetuning_type: {kind}, and trains the model's own "
             "weights", "model/adapter.py: init_adapter",
             "Set finetuning_type: lora, or take the settings out.",
             (("finetuning_type", "lora"),),

@@ -163,7 +163,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
     if entries.get("tuner_type") == "full" and written:
         yield Remark(
             "unread", written,
-            "reads no setting of LoRA with tuner_type full, and trains the model's own weights",
+            "reads no LoRA setting with tuner_type full, and trains the model's own weights",
             "pipelines/train/tuner.py", "Set tuner_type lora, or take the settings out.",
             (("tuner_type", "lora"),),
         )  # fmt: skip

@@ -102,7 +102,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
     if written and not boolean(entries.get("use_peft") or False):
         yield Remark(
             "unread", written,
-            "reads no setting of LoRA without use_peft: true, and trains the model's own weights",
+            "reads no LoRA setting without use_peft: true, and trains the model's own weights",
             "trainer/utils.py: get_peft_config returns None",
             "Set use_peft: true.", (("use_peft", True),),
         )  # fmt: skip
