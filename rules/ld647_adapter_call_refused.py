@@ -44,6 +44,19 @@ class AdapterCallRefused(Rule):
         Symptom(r"add_weighted_adapter does not support targeting nn\.Parameter"),
         Symptom(r"Invalid combination_type|No matching LoRAs found"),
         Symptom(r"Hot ?swapping the adapter did not succeed"),
+        Symptom(r"\bAdapter (?:with name )?(?:\S{1,80} )?(?:does not exist|already exists)\b"),
+        Symptom(
+            r"\bAdapter (?:with name )?(?:\S{1,80} )?not found(?:\. Please pass|\.?$| in "
+            r"\w{0,9}[\[({_])"
+        ),
+        Symptom(r"\bAdapter\(s\) .{1,200}? not found, available adapters"),
+        Symptom(r"Following adapter\(s\) could not be found|No adapter loaded\. Please load an"),
+        Symptom(r"Found no adapter matching the names|infer with non-existing adapter"),
+        Symptom(r"Only one adapter can be set at a time|specify at least one adapter to set"),
+        Symptom(r"Attempted to set multiple \(.{1,200}?\) adapters at once"),
+        Symptom(r"Cannot (?:delete adapter\(s\)|hot-swap adapter) .{1,200}? merged"),
+        Symptom(r"Cannot combine adapters with different peft types"),
+        Symptom(r"supports only 1 adapter with bias|not supported for mixed models"),
         Symptom(r"Invalid type <class '\w+'> found in target_modules", context="add_weighted"),
         Symptom(r"math domain error|expected a nonnegative input", context="add_weighted_adapter"),
     )
