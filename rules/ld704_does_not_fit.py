@@ -31,8 +31,11 @@ _HOW = {
     "assumed": "an assumption",
 }
 
-#: A server that runs a model takes memory by other rules than a training.
-_SERVER = r"\bEngineCore|[\\/]vllm[\\/](?:v1|engine|worker|model_executor)[\\/]"
+#: A server that runs a model, or draws, takes memory by other rules than a training.
+_SERVER = (
+    r"\bEngineCore|[\\/]vllm[\\/](?:v1|engine|worker|model_executor)[\\/]"
+    r"|(?i:[\w-]*webui|comfyui|fooocus|stable.?diffusion|txt2img|llama_cpp|ollama)"
+)
 
 
 class DoesNotFit(Rule):
@@ -81,7 +84,7 @@ class DoesNotFit(Rule):
     descriptions = (
         Symptom(
             r"\bOOM\b|\bout.of.memory\b",
-            unless=r"\b(?:tensorflow|jax|mlx|llama\.cpp|ollama)\b",
+            unless=rf"\b(?:tensorflow|jax|mlx|llama\.cpp)\b|{_SERVER}",
         ),
     )
     told_as = (

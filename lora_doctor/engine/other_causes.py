@@ -83,10 +83,11 @@ _CAUSES = (
         Symptom(
             r"[\\/]vllm[\\/]|\bEngineCore\w*|\bmax_lora_rank\b|\b(?:lora|hf)-to-gguf\b"
             r"|\bllama_model_load\b|\bllama_load_model\w*|[\\/](?:llama\.cpp|mergekit)[\\/]"
-            r"|does not contain `bitsandbytes__\*`",
+            r"|does not contain `bitsandbytes__\*`"
+            r"|(?i:[\\/](?:[\w.-]*webui|comfyui)[\w.-]*[\\/])",
             unless=r"[\\/]trl[\\/]trainer[\\/]",  # which has vLLM write the answers to train on
         ),
-        "a program that serves or converts models, not training",
+        "a program that serves, draws with or converts models, not training",
         "lora-doctor check MODEL --adapter DIR",
     ),
     OtherCause(
