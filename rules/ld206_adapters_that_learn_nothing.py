@@ -113,6 +113,7 @@ class AdaptersThatLearnNothing(Rule):
     told_as = (
         "lora_B stays zero during the whole training.",
         "The adapters of some layers are never updated.",
+        "The training loss does not decrease.",
     )
     examples = (
         Example(

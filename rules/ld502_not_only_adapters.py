@@ -67,7 +67,7 @@ class NotOnlyAdapters(Rule):
     symptoms = (
         Symptom(r"element 0 of (?:tensors|variables) does not require grad"),
         Symptom(r"optimizer got an empty parameter list"),
-        Symptom(r"trainable params:\s*0(?![.,\d])"),
+        Symptom(r"trainable params:\s*0(?![,\d]|\.\d)"),
         # As other programs than PEFT print it; and where nearly everything is trained.
         Symptom(r"(?i)trainable param\w*:\s*0(?:\.0+)?\s?%"),
         Symptom(r"trainable params:.{1,80}?trainable%:\s*(?:9\d(?:\.\d+)?|100(?:\.0+)?)(?![.\d])"),
@@ -75,11 +75,14 @@ class NotOnlyAdapters(Rule):
         Symptom(r"cannot perform fine-tuning on purely quantized models"),
         Symptom(
             r"element 0 of (?:tensors|variables) does not require grad",
-            context=r"trainable params:\s*0(?![.,\d])",
+            context=r"trainable params:\s*0(?![,\d]|\.\d)",
             weight=2,
         ),
     )
-    descriptions = (Symptom(r"\b(?:0|zero|no) trainable param\w*"),)
+    descriptions = (
+        Symptom(r"\b(?:0|zero|no) trainable param\w*"),
+        Symptom(r"\btrainable param\w*\W+(?:(?:is|are|still)\s+){0,2}(?:0|zero)(?!\.?\d)"),
+    )
     told_as = ("There are zero trainable parameters: the optimizer has nothing that is trained.",)
     examples = (
         Example(

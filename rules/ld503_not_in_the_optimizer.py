@@ -82,6 +82,7 @@ class NotInTheOptimizer(Rule):
         Symptom(r"optimizer got an empty parameter list"),
         Symptom(r"No inf checks were recorded (?:for|prior to)"),
     )
+    told_as = ("The loss stays the same from step to step.",)
     examples = (
         Example(
             "broken",

@@ -64,6 +64,7 @@ class NoGradientArrives(Rule):
             r"{0,20}\bbefore and after (?:the )?training"
         ),
     )
+    told_as = ("The loss stays the same from step to step.",)
     examples = (
         Example(
             "broken",

@@ -34,11 +34,12 @@ class AdapterLoadedFrozen(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"optimizer got an empty parameter list", weight=-1),
-        Symptom(r"trainable params:\s*0(?![.,\d])", weight=-1),
+        Symptom(r"trainable params:\s*0(?![,\d]|\.\d)", weight=-1),
     )
     told_as = (
         "A loaded adapter cannot be trained further, its parameters are frozen.",
         "Continuing the training of a saved adapter fails: nothing is trainable.",
+        "The adapter is loaded, and its trainable parameters are 0.",
     )
     examples = (
         Example(

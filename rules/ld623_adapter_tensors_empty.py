@@ -57,6 +57,7 @@ class AdapterTensorsEmpty(Rule):
     )
     told_as = (
         "The saved adapter file is empty, a few KB only, after training with DeepSpeed ZeRO-3.",
+        "The weights that are saved with DeepSpeed stage 3 are incomplete.",
     )
     examples = (
         Example(

@@ -69,6 +69,7 @@ class PaddingMasksEndOfAnswer(Rule):
     )
     told_as = (
         "The pad token is the EOS token, and the model does not generate EOS after training.",
+        "With pad_token == eos_token the model does not learn when to stop.",
     )
     examples = (
         Example(

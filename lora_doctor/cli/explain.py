@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.cli.streams import decoded
+from lora_doctor.engine.languages import in_english
 from lora_doctor.engine.other_causes import OtherCause, find_other_cause
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Example, Rule
@@ -23,6 +24,7 @@ from lora_doctor.engine.symptoms import (
     is_told,
 )
 from lora_doctor.engine.told_in_words import Told, told_in_words
+from lora_doctor.engine.vocabulary import names_another_program
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.limits import LOG_CHARACTERS
 from lora_doctor.results.secrets import hidden
@@ -184,8 +186,10 @@ def explanation(text: str) -> Explanation:
             matches = find_by_message(raised.as_traceback(text), rules)
         told: Sequence[Told] = ()
         if not matches and other is None and raised is None:
-            matches = find_by_description(text, rules)
-            told = told_in_words(text, rules) if not matches and is_told(text) else ()
+            words = in_english(text) if is_told(text) else text
+            elsewhere = names_another_program(words)
+            matches = () if elsewhere else find_by_description(words, rules)
+            told = told_in_words(words, rules) if not matches and is_told(text) else ()
             matches = matches or [_named_by_words(one) for one in told if one.is_named]
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]

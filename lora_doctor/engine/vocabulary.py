@@ -7,17 +7,16 @@ has in common with a rule's sentences, in ``told_in_words``.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-_FILE = Path(__file__).with_name("vocabulary.toml")
-_NO_FAILURE = "no failure"
+from lora_doctor.engine.tables import table
+
+_NO_FAILURE, _ANOTHER = "no failure", "ANOTHER PROGRAM"
 #: What a phrase may begin or end with, by name.
 _NOT = r"(?:not|never|cannot|no longer)\s+(?:\w+\s+){0,3}?"
-_ZERO = r"(?:0(?:\.0+)?(?![.\d])|zeros?\b)"
+_ZERO = r"(?:0(?:\.0+)?(?!\.?\d)|zeros?\b)"
 _START = r"^\W*(?:\[\w+\]\W*)?"
 
 
@@ -39,20 +38,15 @@ def concepts() -> tuple[Concept, ...]:
 
 
 @cache
-def _vocabulary() -> tuple[tuple[Concept, ...], tuple[re.Pattern[str], ...]]:
-    """The concepts, and the patterns of what means no failure."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    table = tomllib.loads(_FILE.read_text("utf-8"))
+def _vocabulary() -> tuple[tuple[Concept, ...], tuple[Concept, ...]]:
+    """The concepts, and those that mean no failure."""
     every = [
         Concept(name.upper(), entry["kind"], _pattern(entry["phrases"]))
-        for name, entry in table.items()
+        for name, entry in table("vocabulary.toml").items()
     ]
     return (
         tuple(concept for concept in every if concept.kind != _NO_FAILURE),
-        tuple(concept.pattern for concept in every if concept.kind == _NO_FAILURE),
+        tuple(concept for concept in every if concept.kind == _NO_FAILURE),
     )
 
 
@@ -110,7 +104,16 @@ def concepts_in(text: str) -> dict[str, str]:
 
 def tells_of_no_failure(text: str) -> bool:
     """Whether a text is a question, the report that all is well, or about another program."""
-    return any(reason.search(_plain(text)) for reason in _vocabulary()[1])
+    return any(concept.pattern.search(_plain(text)) for concept in _vocabulary()[1])
+
+
+def names_another_program(text: str) -> bool:
+    """Whether a text is about a program that does not train with PEFT."""
+    return any(
+        concept.pattern.search(_plain(text))
+        for concept in _vocabulary()[1]
+        if concept.name == _ANOTHER
+    )
 
 
 def stems_in(text: str) -> dict[str, str]:
