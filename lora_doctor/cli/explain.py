@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.cli.streams import decoded
+from lora_doctor.engine.as_written import as_written
 from lora_doctor.engine.languages import in_english
 from lora_doctor.engine.other_causes import OtherCause, find_other_cause
 from lora_doctor.engine.registry import find_rules
@@ -178,6 +179,7 @@ def explanation(text: str) -> Explanation:
         InputError: the text is too much to search.
     """
     rules = find_rules()
+    text = as_written(text[-LOG_CHARACTERS:])
     try:
         matches: Sequence[Match] = find_by_message(text, rules) or _mentioned(text)
         other = None if matches else find_other_cause(text)
