@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run.acts import data as data_act
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.guest.session import Session
 from tests.test_dry_run import dry_run, place
 
 __all__ = ["place"]  # the fixture
@@ -237,3 +240,26 @@ def test_a_model_made_from_its_config_is_shrunk_as_well(place: Path) -> None:
     report = dry_run(place, sys.executable, "made.py", code=0)
     assert report["verdict"] == "healthy"
     assert report["model"]["parameters"] > 6e9, "told of at full size"
+
+
+def test_a_cache_file_that_a_library_names_is_read_again(tmp_path: Path) -> None:
+    """TRL keeps the log probabilities of a reference model in one, and joins it to the set; nothing
+    is written beside the user's rows."""
+    data, acting = datasets.arrow_dataset, Acting(Session(tmp_path / "session", ""))
+    (tmp_path / "user").mkdir()
+    few = datasets.Dataset.from_dict({"number": list(range(300))})
+
+    def numbered(rows: Any, places: list[int]) -> dict[str, Any]:
+        return {"double": [2 * place for place in places]}
+
+    options: Any = {"with_indices": True, "batched": True, "remove_columns": few.column_names}
+    data_act._mapping(acting, data)
+    try:
+        named = few._get_cache_file_path("abc"), str(tmp_path / "user" / "mine.arrow")
+        for file in named:
+            few.map(numbered, cache_file_name=file, new_fingerprint="abc", **options)
+        read = [datasets.Dataset.from_file(file)["double"][:] for file in named]
+    finally:
+        acting.replaced.undo()
+    assert read == [[2 * number for number in range(300)]] * 2
+    assert not list((tmp_path / "user").iterdir())

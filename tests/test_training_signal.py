@@ -216,8 +216,9 @@ def test_the_longest_row_of_a_set_that_is_cut_goes_the_way_of_the_others(
     from lora_doctor.guest.session import Session
 
     (tmp_path / "records").mkdir()
-    for name in ("map", "filter", "flatten_indices"):  # put back when the test ends
-        monkeypatch.setattr(datasets.Dataset, name, getattr(datasets.Dataset, name))
+    kept = ("map", "filter", "flatten_indices", "_get_cache_file_path", "from_file")
+    for name in kept:  # put back when the test ends
+        monkeypatch.setattr(datasets.Dataset, name, vars(datasets.Dataset)[name])
     data._mapping(Acting(Session(tmp_path, "")), datasets.arrow_dataset)
     turns = [[{"content": "ab" * (300 if n == 717 else 3)}] for n in range(1500)]
     whole = datasets.Dataset.from_dict({"turns": turns, "label": [0] * 1500})

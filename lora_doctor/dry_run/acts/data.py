@@ -12,7 +12,7 @@ import threading
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import cut_sets, set_aside
+from lora_doctor.dry_run.acts import cache_files, cut_sets, set_aside
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.call_sites import is_of_user
 
@@ -68,11 +68,16 @@ class _Whole:
 
 
 def _mapping(acting: Acting, module: ModuleType) -> None:
-    whole = _Whole()
+    whole, files = _Whole(), cache_files.prepare(acting, module)
 
     def mapped(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
         if acting.in_contract or whole.runs:
             return original(data, *arguments, **named)
+        made = of_few(original, data, arguments, named)
+        files.keep(named, made)
+        return made
+
+    def of_few(original: Any, data: Any, arguments: Any, named: Any) -> Any:
         if len(data) <= acting.rows:
             return cut_sets.handed_on(data, whole(original, data, arguments, named))
 
