@@ -13,11 +13,14 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Severity,
     Symptom,
 )
 from lora_doctor.rules._dry_run_script import MODEL
 from lora_doctor.rules._supervision import FEW
 
+#: What torch's sampler says of a set without rows.
+_NO_ROWS = "num_samples=0"
 #: A library of its own: a filter that is nobody's of the script.
 _LIBRARY = """
 import sys
@@ -45,7 +48,8 @@ class RowsDropped(Rule):
 
     ## What happens
     Fewer steps than planned, on other data: typically the longest rows are dropped, or those of one
-    source. Often nothing is logged, or one line among many.
+    source. Often nothing is logged, or one line among many. Where no row is left, training ends in
+    torch's `num_samples=0`.
 
     ## Why
     Frameworks drop rows that exceed `max_length`, or that have no supervised token after
@@ -88,22 +92,30 @@ class RowsDropped(Rule):
             script=MODEL + _LIBRARY.replace("LIMIT", "14"),
             requires={"datasets": ">=2.0"},
         ),
+        Example("broken", "", script=MODEL + _LIBRARY.replace("LIMIT", "3"),
+                requires={"datasets": ">=2.0"}, why="no row is left"),
         Example("healthy", "", script=MODEL + _LIBRARY.replace("LIMIT", "99"),
                 requires={"datasets": ">=2.0"}),
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
+        raised = _nothing_left(case)
         for one in case.dry_run.filtered:
             lost = one.before - one.after
+            evidence = (
+                Measurement("rows before", one.before, "the filter call of the run"),
+                Measurement("rows after", one.after, "the same call"),
+                Measurement("filter", one.by, "a function of a library"),
+            )
+            severity: Severity = "warning" if lost >= FEW * one.before else "info"
+            if not one.after and raised:
+                severity = "error"
+                evidence += (Measurement("exception", raised, "the user's command, dry-run"),)
             yield self.finding(
-                "warning" if lost >= FEW * one.before else "info",
+                severity,
                 f"{one.by} drops {lost:,} of {one.before:,} rows before training.",
                 location=Location("environment", "training data"),
-                evidence=(
-                    Measurement("rows before", one.before, "the filter call of the run"),
-                    Measurement("rows after", one.after, "the same call"),
-                    Measurement("filter", one.by, "a function of a library"),
-                ),
+                evidence=evidence,
                 proof=Proof("executed", "the filter ran on rows of the run"),
                 fixes=(
                     Fix(
@@ -113,3 +125,11 @@ class RowsDropped(Rule):
                     ),
                 ),
             )
+
+
+def _nothing_left(case: Case) -> str:
+    """What torch raises about a set without rows, where that ended the command."""
+    error = case.dry_run.error
+    if error is None or error.steps or _NO_ROWS not in error.message:
+        return ""
+    return f"{error.type}: {error.message}"
