@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run.acts.rewards import _Seen
 from lora_doctor.static.script.reward_code import RewardCode, distance_rewarded, reads_written
 
 
@@ -70,3 +73,25 @@ def test_counting_the_completions_is_not_reading_them(body: str, reads: bool) ->
     """Such a function gives all completions of a prompt the same reward."""
     code = _code(f"def reward(prompts, completions, **kwargs):\n {body}")
     assert reads_written(code) is reads
+
+
+@pytest.mark.parametrize(
+    ("rewards", "alike", "between"),
+    [
+        ([[None, float("nan")], [1.0, 2.0]], 1, (1.0, 2.0)),
+        ([[None, None], [None, None]], 2, (0.0, 0.0)),
+        ([[None, 1.0], [1.0, 2.0]], 0, (1.0, 2.0)),
+    ],
+)
+def test_no_reward_for_any_completion_is_the_same_for_all(
+    rewards: list[list[float | None]], alike: int, between: tuple[float, float]
+) -> None:
+    """A trainer of TRL adds up the functions that give one, and 0 where none does."""
+    told: list[dict[str, Any]] = []
+    journal = SimpleNamespace(tell=lambda kind, **values: told.append({"kind": kind, **values}))
+    acting: Any = SimpleNamespace(evaluations=0, journal=journal)
+    given = [one for prompt in rewards for one in prompt]
+    function = _Seen(acting, [{"name": "own"}]).around(lambda **_: given, 0)
+    function(prompts=["a", "a", "b", "b"], completions=["1", "2", "3", "4"])
+    assert [one["kind"] for one in told] == ["rewards"]
+    assert (told[0]["alike"], (told[0]["least"], told[0]["most"])) == (alike, between)

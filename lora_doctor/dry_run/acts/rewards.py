@@ -61,7 +61,7 @@ class _Seen:
 
     acting: Acting
     functions: list[dict[str, Any]]
-    rewards: dict[int, list[float]] = field(default_factory=dict)
+    rewards: dict[int, list[float | None]] = field(default_factory=dict)
 
     def around(self, function: Callable[..., Any], number: int) -> Callable[..., Any]:
         """The function, whose results are looked at."""
@@ -87,7 +87,7 @@ class _Seen:
             rewards, self.rewards = self.rewards, {}
             self._tell(rewards, named.get("prompts"), named.get("completions"))
 
-    def _tell(self, given: dict[int, list[float]], prompts: Any, completions: Any) -> None:
+    def _tell(self, given: dict[int, list[float | None]], prompts: Any, completions: Any) -> None:
         """Compare the completions of each prompt, which stand one after another."""
         rewards = list(zip(*given.values(), strict=False))
         if not isinstance(prompts, list) or not isinstance(completions, list):
@@ -95,9 +95,10 @@ class _Seen:
         if not len(prompts) == len(completions) == len(rewards):
             return
         groups = [rows for rows in _groups(prompts) if len(rows) > 1]
-        flat = [one for row in rewards for one in row]
-        if not groups or any(one != one for one in flat):  # NaN stands for no reward
+        if not groups:
             return
+        # Trainers add up what there is: nothing is 0.
+        flat = [one for row in rewards for one in row if one is not None] or [0.0]
         self.acting.journal.tell(
             "rewards",
             functions=self.functions,
@@ -109,8 +110,10 @@ class _Seen:
         )
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+def _number(value: Any) -> float | None:
+    """``None``, and NaN for it, stand for no reward of this function."""
+    number = float("nan") if value is None else float(value)
+    return None if number != number else number
 
 
 def _groups(prompts: list[Any]) -> Iterator[list[int]]:
