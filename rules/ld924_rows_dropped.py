@@ -102,7 +102,7 @@ class RowsDropped(Rule):
         raised = _nothing_left(case)
         for one in case.dry_run.filtered:
             lost = one.before - one.after
-            evidence = (
+            evidence: tuple[Measurement, ...] = (
                 Measurement("rows before", one.before, "the filter call of the run"),
                 Measurement("rows after", one.after, "the same call"),
                 Measurement("filter", one.by, "a function of a library"),

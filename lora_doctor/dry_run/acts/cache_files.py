@@ -3,6 +3,7 @@ does with the log probabilities of a reference model. None is written beside the
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -60,10 +61,9 @@ def prepare(acting: Acting, module: ModuleType) -> CacheFiles:
 
 
 def _write(data: Any, path: Path) -> None:
-    from datasets.arrow_writer import ArrowWriter
-
+    writer_class = importlib.import_module("datasets.arrow_writer").ArrowWriter
     rows = data.with_format("arrow")
-    with ArrowWriter(features=data.features, path=str(path)) as writer:
+    with writer_class(features=data.features, path=str(path)) as writer:
         for start in range(0, len(rows), _ROWS):
             writer.write_table(rows[start : start + _ROWS])
         writer.finalize()
