@@ -14,6 +14,8 @@ MESSAGE_CHARS = 500
 #: Characters of what is quoted in the middle of a sentence.
 _EXCERPT = 300
 TRACEBACK_CHARS = 20_000
+#: Parts of a path that FSDP, activation checkpointing and ``torch.compile`` put in.
+_WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 GIB = 1 << 30
 # The repr of a module: `Name(` and a first child on the next line.
 _MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
@@ -90,7 +92,7 @@ def _visible_line(line: str) -> str:
 
 def clean_path(path: str) -> str:
     """A module path as the user knows it: without PEFT's wrapper in front and its inner names."""
-    parts = path.split(".")
+    parts = [part for part in path.split(".") if part not in _WRAPPERS]
     while parts[:2] == ["base_model", "model"]:
         parts = parts[2:]
     if parts == ["base_model"]:

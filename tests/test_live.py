@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.errors import InputError, TrainingStopped
-from lora_doctor.live.ranks import Ranks
+from lora_doctor.live.ranks import Ranks, Words
 from lora_doctor.live.written_rows import writes_its_rows
 
 torch = pytest.importorskip("torch")
@@ -246,13 +247,93 @@ def test_processes_that_train_apart_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_process_waits_for_what_another_one_tells() -> None:
     store = torch.distributed.HashStore()
-    ranks = Ranks(store, ["a/0", "a/1"])
+    ranks = Ranks(Words(store, ["a/0", "a/1"]))
     store.set("a/0", "names 2.5")
     assert ranks.sums() is None
     store.set("a/1", "names 3.5")
     assert ranks.sums() == {"0": 2.5, "1": 3.5}
     store.set("a/1", "other-names 3.5")
     assert ranks.sums() == {}, "each has a part of the model"
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process only."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sharded(model: Any) -> Any:
+    """By FSDP 2, each layer for itself."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    for part in (layer(model, 0), layer(model, 1), model):
+        fsdp.fully_shard(part, mesh=mesh)
+    return model
+
+
+@pytest.mark.usefixtures("alone")
+def test_adapters_in_shards_are_watched(capfd: pytest.CaptureFixture[str]) -> None:
+    """Gradients and moves are read in the part that a process has, and put together; a gradient
+    that is not finite is found in the part."""
+    train(sharded(make_model()))
+    assert "every adapter parameter has a gradient and moves" in capfd.readouterr().err
+
+    bypassed = make_model()
+    part = layer(bypassed, 1).self_attn.q_proj
+    part.forward = part.base_layer.forward
+    with pytest.raises(TrainingStopped, match=r"after step 4: .* 2 got none .*1\.self_attn"):
+        train(sharded(bypassed))
+
+    model = sharded(make_model())
+
+    def infinite(module: Any, inputs: Any, output: Any) -> None:
+        output.register_hook(lambda grad: grad * float("inf"))
+
+    def spoilt(step: int) -> None:
+        if step == 7:
+            layer(model, 1).self_attn.v_proj.lora_B["default"].register_forward_hook(infinite)
+
+    with pytest.raises(TrainingStopped, match=r"gradient of .*v_proj.* not finite .*step 7"):
+        train(model, before=spoilt)
+
+
+def test_what_no_process_has_seen_in_its_part_is_lacking() -> None:
+    """A process may hold nothing of a small parameter, or rows of which no batch has a token."""
+    from lora_doctor.contract.watched import WatchedSteps
+    from lora_doctor.model.contract_batches import make_batches
+
+    def steps() -> Any:
+        model = make_model()
+        layer(model, 0).self_attn.q_proj.lora_A["default"].weight.requires_grad_(False)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        given = next(batches())
+        seen = WatchedSteps(
+            model, make_batches(model, [given], None, [])[0], dtype="float32", device="cpu"
+        )
+        for parameter in seen.parameters:
+            parameter.tensor.requires_grad_(True)
+        for _ in range(2):
+            model(**given).loss.backward()
+            seen.before_step()
+            optimizer.step()
+            seen.after_step()
+        return seen
+
+    for elsewhere, outcome in (
+        ({}, "failed"),  # nobody has moved it
+        ({"still": [0, 1]}, "failed"),
+        ({"still": [1]}, "passed"),
+        ({"names": [2, 1]}, None),
+    ):
+        seen = steps()
+        own = json.loads(seen.told())
+        assert own["still"] == [0]
+        found = seen.judge_together("two", [json.dumps(own), json.dumps({**own, **elsewhere})])
+        assert (found and found.outcome) == outcome, elsewhere
 
 
 def test_rows_that_the_model_writes_are_known_by_their_collator() -> None:

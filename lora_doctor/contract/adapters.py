@@ -13,6 +13,7 @@ from typing import Any
 from lora_doctor.model.built_in_adapters import active_in
 from lora_doctor.model.module_path import is_numbered, pattern_of
 from lora_doctor.model.peft_models import other_parts, peft_models
+from lora_doctor.nn.shards import held_here
 from lora_doctor.results.verification import AdapterGroup
 from lora_doctor.text import clean_path
 
@@ -256,11 +257,11 @@ def note_gradients(layers: list[AdapterLayer], kind: str) -> None:
     import torch
 
     for parameter in every_parameter(layers):
-        gradient = parameter.tensor.grad
-        if gradient is None:
+        if parameter.tensor.grad is None:
             continue
         parameter.seen = True
-        largest = float(gradient.detach().abs().max()) if gradient.numel() else 0.0
+        gradient = held_here(parameter.tensor.grad.detach())
+        largest = float(gradient.abs().max()) if gradient.numel() else 0.0
         if not torch.isfinite(torch.tensor(largest)):
             parameter.finite = False
         elif largest > 0:

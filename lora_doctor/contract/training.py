@@ -24,6 +24,7 @@ from lora_doctor.contract.recomputing import ended_where_it_begins_again
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.nn.copying import random_state
+from lora_doctor.nn.shards import held_here
 from lora_doctor.text import clean_path
 
 #: Rounds over all batches after which a loss that has not fallen is called failed.
@@ -79,18 +80,27 @@ class Training:
         """Keep what the adapters are before the first step; returns the handles of hooks that
         count calls of their layers."""
         self._trained = {p.name for p in self.parameters if p.tensor.requires_grad}
-        self._before = {p.name: p.tensor.detach().clone() for p in self.parameters}
+        self._before = {p.name: held_here(p.tensor.detach()).clone() for p in self.parameters}
         found.note_trained_tokens(self.layers, self.batches)
         return found.count_calls(self.layers)
 
     def judge_steps(self, least: str) -> None:
         """Enter the gradients of the steps so far, and what moved. ``least``: how many steps there
         were to be, in words."""
+        self.note_moves()
+        self.judge_noted(least)
+
+    def note_moves(self) -> None:
+        """Read how far each parameter is from where it began."""
+        for parameter in self.parameters:
+            now = held_here(parameter.tensor.detach())
+            change = (now - self._before[parameter.name]).abs()
+            parameter.moved = float(change.max()) if change.numel() else 0.0
+
+    def judge_noted(self, least: str) -> None:
+        """As :meth:`judge_steps`, of what was read before."""
         self._judge_gradients()
         self.recorder.add("steps", True, self.rounds_done, least)
-        for parameter in self.parameters:
-            change = (parameter.tensor.detach() - self._before[parameter.name]).abs()
-            parameter.moved = float(change.max()) if change.numel() else 0.0
         self._judge_moves()
 
     def run(self, rounds: int, rate: float) -> None:

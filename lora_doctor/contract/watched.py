@@ -6,6 +6,9 @@ Nothing is run here but what finds the module that makes a number which is not f
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from lora_doctor.contract import adapters as found
@@ -20,6 +23,8 @@ from lora_doctor.nn.copying import attributes_kept, statistics_kept, undisturbed
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
 
+#: A size that another process has seen in its part: above zero, and no more is known here.
+_ELSEWHERE = sys.float_info.min
 _NOTHING = "in the same forward once more, every module's output is finite"
 
 
@@ -62,6 +67,44 @@ class WatchedSteps:
         self.close()
         with undisturbed():
             self._training.judge_steps(least)
+        return self._verification()
+
+    def told(self) -> str:
+        """What the steps show of the parts of the parameters that this process holds, for those
+        that hold the others; the hooks are gone then."""
+        self.close()
+        with undisturbed():
+            self._training.note_moves()
+        own = list(enumerate(self.parameters))
+        word = {
+            "names": [len(own), len(self.layers)],
+            "calls": [layer.calls for layer in self.layers],
+            "unseen": [number for number, one in own if not one.seen],
+            "zero": [number for number, one in own if not one.largest > 0],
+            "still": [number for number, one in own if not one.moved > 0],
+        }
+        return json.dumps(word, separators=(",", ":"))
+
+    def judge_together(self, least: str, told: Sequence[str]) -> Verification | None:
+        """The same as :meth:`judge`, of what all processes have told; a part in which nothing was
+        seen is enough in none of them. ``None``: they do not hold parts of the same parameters."""
+        words = [json.loads(word) for word in told]
+        if any(word["names"] != words[0]["names"] for word in words):
+            return None
+        lacking = {
+            kind: set.intersection(*(set(word[kind]) for word in words))
+            for kind in ("unseen", "zero", "still")
+        }
+        for number, one in enumerate(self.parameters):
+            one.seen = number not in lacking["unseen"]
+            if one.largest == 0 and number not in lacking["zero"]:
+                one.largest = _ELSEWHERE
+                one.batches.append(kind_of(self._batch))
+            if one.moved == 0 and number not in lacking["still"]:
+                one.moved = _ELSEWHERE
+        for number, layer in enumerate(self.layers):
+            layer.calls = max(word["calls"][number] for word in words)
+        self._training.judge_noted(least)
         return self._verification()
 
     def judge_loss(

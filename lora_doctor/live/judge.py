@@ -197,6 +197,14 @@ def why_sharded(model: Any) -> str:
     return ""
 
 
+def why_not_watched(model: Any) -> str:
+    """Why gradients and steps of the parameters cannot be read in this process; empty where they
+    can, of its part of them where they are cut into shards."""
+    if any(hasattr(one, "ds_id") or one.is_meta for one in model.parameters()):
+        return why_sharded(model)
+    return ""
+
+
 def autocast_of(device: Any) -> tuple[str, Any] | None:
     """Device type and dtype of the autocast that is on now; ``None`` where none is."""
     import torch

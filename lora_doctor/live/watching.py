@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from lora_doctor.errors import LoraDoctorError, TrainingStopped
 from lora_doctor.live import judge, telling
 from lora_doctor.live.numbers import Later, is_finite, loss_in, norms_of
-from lora_doctor.live.ranks import Ranks
+from lora_doctor.live.ranks import Ranks, Words
 from lora_doctor.live.telling import On
 from lora_doctor.live.written_rows import writes_its_rows
 from lora_doctor.nn.copying import undisturbed
+from lora_doctor.nn.shards import held_here
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line
@@ -76,6 +77,7 @@ class Watch:
         self._loss: Later | None = None
         self._norms: Later | None = None
         self._ranks: tuple[Ranks, Verification] | None = None
+        self._parts: tuple[Words, Any] | None = None
         self._watched: list[tuple[str, Any]] = []
         self._names: list[str] = []
         self._device, self._dtype = "cpu", "float32"
@@ -154,6 +156,8 @@ class Watch:
             self._look_at_gradients(self._taken)
         if self._ranks is not None:
             self._compare_ranks(*self._ranks)
+        if self._parts is not None:
+            self._judge_parts(*self._parts)
         self._taken += 1
         if _is_scaled(optimizer):
             return
@@ -161,7 +165,7 @@ class Watch:
             self._steps.before_step()
         if self._watched:
             gradients = [(n, p.grad) for n, p in self._watched if p.grad is not None]
-            norms = norms_of([grad for _, grad in gradients])
+            norms = norms_of([held_here(grad) for _, grad in gradients])
             if norms is not None:
                 self._norms = Later(norms)
                 self._names = [name for name, _ in gradients]
@@ -232,22 +236,39 @@ class Watch:
         model = self._training.model
         device = str(next((p.device for p in model.parameters()), "cpu"))
         self._device, self._dtype = device, dtype_of(model)
-        sharded = judge.why_sharded(model)
-        if sharded:
-            telling.say(f"live run: {sharded}; gradients are not watched, losses are")
+        why_not = judge.why_not_watched(model)
+        if why_not:
+            telling.say(f"live run: {why_not}; gradients are not watched, losses are")
             return
         batch = make_batches(model, [dict(self._training.given)], None, [])[0]
         self._steps = WatchedSteps(model, batch, dtype=self._dtype, device=device)
         self._watched = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
     def _judge_steps(self, steps: Any) -> None:
-        seen = steps.judge(f"the first {steps.steps} of the training")
+        if judge.why_sharded(self._training.model):
+            words = Words.say("steps", steps.told())
+            self._parts = None if words is None else (words, steps)
+            return
+        self._tell_steps(steps, steps.judge(f"the first {steps.steps} of the training"))
+
+    def _judge_parts(self, words: Words, steps: Any) -> None:
+        """Once all processes have told what they saw in their parts of the weights."""
+        heard = words.heard()
+        if heard is None:
+            return
+        self._parts = None
+        seen = steps.judge_together(f"the first {steps.steps} of the training", heard)
+        if seen is not None:
+            self._tell_steps(steps, seen)
+
+    def _tell_steps(self, steps: Any, seen: Verification) -> None:
         if seen.outcome == "passed":
             telling.say(
                 f"live run: steps 1 to {steps.steps}: every adapter parameter has a gradient and "
                 "moves"
             )
-            told = Ranks.told(self._training.model, self._taken)
+            sharded = judge.why_sharded(self._training.model)
+            told = None if sharded else Ranks.told(self._training.model, self._taken)
             self._ranks = None if told is None else (told, seen)
             return
         diagnosis = self._ask(seen)

@@ -16,6 +16,7 @@ from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
+from lora_doctor.nn.shards import held_here
 
 #: The step after which a checkpoint is saved.
 _SAVED = STEPS - 1
@@ -95,7 +96,7 @@ class Resuming:
     def _numbers(self) -> list[Any]:
         """The trainable numbers that this process holds: under FSDP 2 its part of each tensor."""
         own = (one.detach() for one in self._trainer.model.parameters() if one.requires_grad)
-        return [(one.to_local() if hasattr(one, "to_local") else one).clone() for one in own]
+        return [held_here(one).clone() for one in own]
 
     def resume(self, again: Callable[[str], Any]) -> None:
         """Take the last step once more; what comes of it goes to the journal."""
