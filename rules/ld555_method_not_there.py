@@ -96,12 +96,37 @@ class MethodNotThere(Rule):
 
 
 def _read(found: AbsentMethod) -> Measurement:
+    if found.why == "nothing":
+        return Measurement("returns", "None", "installed source")
+    if found.why == "property":
+        return Measurement(found.method, f"{found.source}, not a method", "installed source")
+    if found.why == "method":
+        return Measurement(found.method, "a method", "installed source")
     if found.why == "quantized":
         return Measurement("raises at", found.source, "installed source")
     return Measurement("methods of the class", f"no {found.method}", "installed source")
 
 
 _MESSAGES = {
+    "attribute": (
+        "{found.owner} has no attribute `{found.method}`: reading it raises AttributeError."
+    ),
+    "nothing": (
+        "`{found.owner}` returns None, and `{found.method}` is asked of what it returned: that "
+        "raises AttributeError."
+    ),
+    "nowhere": (
+        "No class of a model or tokenizer in the installed libraries has `{found.method}`: the "
+        "call raises AttributeError."
+    ),
+    "property": (
+        "`{found.method}` of {found.owner} is {found.source} and no method: the call raises "
+        "TypeError."
+    ),
+    "method": (
+        "`{found.method}` of {found.owner} is a method, and an item of it is taken without calling "
+        "it: that raises TypeError."
+    ),
     "absent": "{found.owner} has no method `{found.method}`: the call raises AttributeError.",
     "peft": (
         "Only PEFT's models have `{found.method}`, and this model is one of transformers: the "
@@ -113,6 +138,11 @@ _MESSAGES = {
     ),
 }
 _FIXES = {
+    "attribute": "Read an attribute that {found.owner} has.",
+    "nothing": "Call {found.owner} on a line of its own, and keep the object.",
+    "nowhere": "Call a method that the installed release has, or leave the call out.",
+    "property": "Write {found.method} without parentheses.",
+    "method": "Call it: {found.method}().",
     "absent": "Call a method that {found.owner} has.",
     "peft": "Call it on what get_peft_model returns, or leave it out.",
     "quantized": "Leave the call out; name the dtype in from_pretrained or BitsAndBytesConfig.",

@@ -3,29 +3,41 @@ the call."""
 
 from __future__ import annotations
 
-import ast
+import builtins
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.program.objects import (
     is_loader,
-    is_trainer,
     loader_of,
     makers,
-    text_of,
     top,
     uses_unsloth,
     wrappers,
 )
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.value_types import (
+    MODEL,
+    PEFT_MODEL,
+    TOKENIZER,
+    ValueType,
+    has_own_code,
+    type_of,
+)
+from lora_doctor.static.installed.class_members import Member, returned_by
 from lora_doctor.static.installed.constructor_use import attributes_of
-from lora_doctor.static.installed.model_methods import is_of_peft_alone, refuses_quantized
-from lora_doctor.static.installed.signatures import class_statement
+from lora_doctor.static.installed.model_methods import (
+    is_defined_by_an_heir,
+    is_nowhere,
+    is_of_peft_alone,
+    refuses_quantized,
+)
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Call, Known, Reference, Thing, Value
+from lora_doctor.static.program.program import Program
+from lora_doctor.static.program.values import AttributeRead, Call, Known, Reference, Thing
 
-_CHAIN = 20
 _MODELS = "transformers"
 #: What a dtype of torch is called, as an argument of ``to``.
 _DTYPES = ("float16", "bfloat16", "half", "float32", "float", "float64", "double")
@@ -39,8 +51,11 @@ class AbsentMethod:
     method: str
     #: The class of the object.
     owner: str
-    #: ``absent``: the class has none; ``peft``: only PEFT's models have it; ``quantized``: it
-    #: refuses weights in 4 or 8 bits.
+    #: ``absent``: the class has none; ``attribute``: one that is read and not there; ``peft``: only
+    #: PEFT's models have it; ``nowhere``: no class of
+    #: a model or tokenizer has it; ``quantized``: it refuses weights in 4 or 8 bits; ``nothing``:
+    #: there is no object, since the call that ``owner`` names returned nothing; ``property``: it is
+    #: a value and no method; ``method``: it is a method, and an item of it is taken.
     why: str
     #: Where it is called.
     place: Place
@@ -51,20 +66,22 @@ class AbsentMethod:
 
 
 def absent_methods(setup: Setup) -> Iterator[AbsentMethod]:
-    """Each such call that surely runs; none where another release is pinned, or Unsloth changes the
-    classes."""
-    calls = setup.program.calls
+    """Each such call, or attribute that is read, that surely runs; none where another release is
+    pinned, or Unsloth changes the classes."""
     if uses_unsloth(setup.program):
         return
     pinned = pinned_otherwise(setup.program)
-    for call in calls:
+    told: set[Place] = set()  # of an object that is none, the first use is enough
+    for call in setup.program.calls:
         if not call.certain or call.guarded or not isinstance(call.receiver, Thing):
             continue
         if call.method in call.receiver.attributes:
             continue
-        found = _of_model(call, pinned) or _of_class(call, pinned)
-        if found is not None:
+        found = _of_model(call, pinned) or _of_class(setup.program, call, pinned)
+        if found is not None and (found.why != "nothing" or found.made not in told):
+            told |= {found.made}
             yield found
+    yield from _of_reads(setup.program, pinned, told)
 
 
 def _of_model(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
@@ -74,7 +91,7 @@ def _of_model(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
     direct = [one for one in makers(receiver) if one.receiver is not None]
     if loader is None or wrappers(receiver) or pinned & {"transformers", "peft"}:
         return None
-    if direct or not is_loader(loader) or top(loader.name) != _MODELS or _is_own_code(loader):
+    if direct or not is_loader(loader) or top(loader.name) != _MODELS or has_own_code(loader):
         return None
     if _casts(call):
         source = refuses_quantized(call.method) if _is_quantized(loader) else None
@@ -86,14 +103,6 @@ def _of_model(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
     if not is_of_peft_alone(call.method):
         return None
     return AbsentMethod(call.method, "PreTrainedModel", "peft", call.place, loader.place)
-
-
-def _is_own_code(loader: Call) -> bool:
-    """Whether the class may be one of the model's repository, with methods of its own."""
-    trusts = loader.value("trust_remote_code")
-    return loader.open is not None or not (
-        trusts is None or (isinstance(trusts, Known) and not trusts.value)
-    )
 
 
 def _casts(call: Call) -> bool:
@@ -118,62 +127,90 @@ def _is_quantized(loader: Call) -> bool:
     return any(isinstance(one, Known) and one.value is True for one in flags)
 
 
-def _of_class(call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
-    """Of an object whose class is known: a trainer, or rows of ``datasets``."""
-    owner, made = _class_of(call.receiver)
-    if made is None or top(owner) in pinned or (owner != _ROWS and "transformers" in pinned):
+def _of_class(program: Program, call: Call, pinned: frozenset[str]) -> AbsentMethod | None:
+    """Of an object whose class is known."""
+    owner = type_of(call.receiver)
+    if owner is None or not _is_as_installed(owner, pinned) or not owner.made.certain:
         return None
-    has = attributes_of(owner)
-    if has is None or call.method in has:
+    if owner.is_nothing:
+        return _on_nothing(owner, call.method, call.place)
+    member = owner.member(call.method)
+    if member is not None:
+        kind = returned_by(member.package, member.node) if member.is_property else None
+        if kind is None or kind[0] != "builtins" or not _is_sure(owner, member):
+            return None
+        what = "None" if kind[1] == "None" else f"a {kind[1]}"
+        return _found(owner, call.method, "property", call.place, what)
+    if not _lacks(program, owner, call.method):
         return None
-    return AbsentMethod(call.method, owner.rpartition(".")[2], "absent", call.place, made.place)
+    why = "absent" if owner.is_exact else "nowhere"
+    return _found(owner, call.method, why, call.place)
 
 
-#: What ``train`` of a Trainer returns.
-_TRAINED = "transformers.TrainOutput"
-_ROWS, _STREAM = "datasets.Dataset", "datasets.IterableDataset"
+def _of_reads(program: Program, pinned: frozenset[str], told: set[Place]) -> Iterator[AbsentMethod]:
+    """Attributes that are read and not there, or that are methods of which an item is taken."""
+    for read in program.attribute_reads:
+        owner = type_of(read.owner) if read.certain and not read.guarded else None
+        if owner is None or not _is_as_installed(owner, pinned) or not owner.made.certain:
+            continue
+        found = _of_read(owner, read)
+        if found is not None and (found.why != "nothing" or found.made not in told):
+            told |= {found.made}
+            yield found
 
 
-def _class_of(value: Value | None) -> tuple[str, Call | None]:
-    """The dotted class of an object, and the call that made it."""
-    steps: list[str] = []
-    for _ in range(_CHAIN):
-        if not isinstance(value, Thing) or not value.call.certain:
-            break
-        call = value.call
-        if is_trainer(call) and call.receiver is None and call.heir is None and not steps:
-            return call.name, call
-        if _is_training(call) and not steps:
-            return _TRAINED, call
-        if call.name == "datasets.load_dataset":
-            return _of_rows(call, steps[::-1]), call
-        steps.append(call.method)
-        value = call.receiver
-    return "", None
+def _of_read(owner: ValueType, read: AttributeRead) -> AbsentMethod | None:
+    if owner.is_nothing:
+        return _on_nothing(owner, read.name, read.span.place)
+    member = owner.member(read.name)
+    if read.indexed and member is not None and not member.is_property:
+        sure = _is_sure(owner, member)
+        return _found(owner, read.name, "method", read.span.place) if sure else None
+    if read.indexed or not owner.is_exact or owner.of[0] == "builtins":
+        return None
+    has = attributes_of(".".join(owner.of))
+    if has is None or read.name in has or read.name.startswith("__"):
+        return None
+    return _found(owner, read.name, "attribute", read.span.place)
 
 
-def _is_training(call: Call) -> bool:
-    """``train`` of a Trainer of transformers itself."""
-    trainer = call.receiver.call if isinstance(call.receiver, Thing) else None
-    if call.method != "train" or trainer is None or trainer.heir is not None:
+def _on_nothing(owner: ValueType, name: str, place: Place) -> AbsentMethod | None:
+    """Of what a method returned that returns nothing."""
+    before = type_of(owner.made.receiver)
+    member = before.member(owner.made.method) if before is not None else None
+    if before is not None and (member is None or not _is_sure(before, member)):
+        return None
+    return AbsentMethod(name, owner.made.method, "nothing", place, owner.made.place)
+
+
+def _is_sure(owner: ValueType, member: Member) -> bool:
+    """Whether no heir of the class has another one of this name."""
+    return owner.is_exact or not is_defined_by_an_heir(
+        member.package, member.owner, member.node.name
+    )
+
+
+def _lacks(program: Program, owner: ValueType, name: str) -> bool:
+    """Whether objects of the class surely have nothing of this name. Splits of a data set have a
+    rule of their own."""
+    if owner.name.endswith("DatasetDict") or name.startswith("__"):
         return False
-    return is_trainer(trainer) and top(trainer.name) == "transformers"
+    if owner.of[0] == "builtins":
+        return not hasattr(getattr(builtins, owner.name), name)
+    if owner.is_exact:
+        has = attributes_of(".".join(owner.of))
+        return has is not None and name not in has
+    if any(re.search(rf"\b{re.escape(name)}\b(?!\()", unit.python) for unit in program.units):
+        return False  # the program may set it itself
+    kind = "tokenization" if owner.of == TOKENIZER else "modeling"
+    return owner.of in (MODEL, PEFT_MODEL, TOKENIZER) and is_nowhere(name, kind)
 
 
-def _of_rows(call: Call, steps: list[str]) -> str:
-    """The class of one split, behind methods that return the same class; empty where that is not
-    known."""
-    streams = call.value("streaming")
-    if text_of(call.value("split", 3)) is None or call.open is not None:
-        return ""
-    if streams is not None and not isinstance(streams, Known):
-        return ""
-    name = _STREAM if isinstance(streams, Known) and streams.value else _ROWS
-    kind = name.rpartition(".")[2]
-    node = class_statement("datasets", kind)
-    returned = {
-        one.name: ast.unparse(one.returns).strip("'\"")
-        for one in (node.body if node is not None else [])
-        if isinstance(one, ast.FunctionDef) and one.returns is not None
-    }
-    return name if all(returned.get(step) == kind for step in steps) else ""
+def _is_as_installed(owner: ValueType, pinned: frozenset[str]) -> bool:
+    """Whether nothing that its class depends on is pinned to another release."""
+    packages = {owner.of[0], top(owner.made.name)}
+    return not packages & pinned and ("datasets" in packages or "transformers" not in pinned)
+
+
+def _found(owner: ValueType, name: str, why: str, place: Place, source: str = "") -> AbsentMethod:
+    return AbsentMethod(name, owner.name, why, place, owner.made.place, source)

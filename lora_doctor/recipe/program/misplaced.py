@@ -18,6 +18,7 @@ from lora_doctor.recipe.program.objects import (
 )
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.value_types import type_of
 from lora_doctor.static.installed.constructor_use import (
     Use,
     attributes_of,
@@ -45,6 +46,8 @@ _TAKEN: Mapping[str, re.Pattern[str]] = {
 }
 _OF_TRAINING = "TrainingArguments"
 _ANYTHING = re.compile(r"\bAny\b|\bobject\b|Callable|Protocol")
+#: That more than one object may be given.
+_SEVERAL = re.compile(r"\b(?:[lL]ist|[tT]uple|Sequence|Iterable|[dD]ict|Mapping)\b")
 _CHAIN = 20
 
 
@@ -121,12 +124,33 @@ def _of_kind(
     taken = [kind for kind, marks in _TAKEN.items() if marks.search(annotation)]
     if top(call.name) != "trl" and _OF_TRAINING not in annotation:
         taken = [one for one in taken if one != "training arguments"]  # another config
+    if not taken or _ANYTHING.search(annotation):
+        return
     kind = kind_of(argument.value)
-    if taken and kind and kind not in taken and not _ANYTHING.search(annotation):
+    given = _an(kind) if kind and kind not in taken else _other(annotation, argument.value)
+    if given:
         yield MisplacedArgument(
-            call.method, name, "kind", _an(kind), " or ".join(_an(one) for one in taken),
+            call.method, name, "kind", given, " or ".join(_an(one) for one in taken),
             argument.span.place, f"`{name}: {annotation}`",
         )  # fmt: skip
+
+
+def _other(annotation: str, value: Value) -> str:
+    """What is given, where it is no object of any kind that the annotation names: what a method
+    returned beside the object, or a tuple, as a comma behind the object makes one."""
+    if isinstance(value, Items) and value.kind == "tuple" and value.open is None:
+        one_of_them = [kind_of(one) for one in value.items]
+        listed = _SEVERAL.search(annotation) or not any(one_of_them)
+        return "" if listed else f"a tuple of {_an(next(filter(None, one_of_them)))}"
+    found = type_of(value)
+    if found is None or not found.made.certain:
+        return ""
+    if found.is_nothing:
+        return f"the None that `{found.made.method}` returns"
+    plain = found.of[0] == "builtins" and found.name not in ("list", "dict", "str")
+    if plain or found.name.startswith("_") or found.name == "TrainOutput":
+        return f"the {found.name} that `{found.made.method}` returns"
+    return ""
 
 
 def _of_use(call: Call, name: str, argument: Argument) -> Iterator[MisplacedArgument]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_text, installed_tree, package_folder
 from lora_doctor.static.installed.signatures import class_statement
 from lora_doctor.static.python_source import walk
 
@@ -37,6 +37,38 @@ def is_of_peft_alone(method: str) -> bool:
     if not own or not base or defined.search(base):
         return False
     return not any(defined.search(text) for text in _texts("transformers", _OF_MODELS))
+
+
+@functools.cache
+def is_nowhere(name: str, kind: str) -> bool:
+    """Whether nothing in the installed sources of models (``modeling``) or tokenizers
+    (``tokenization``) has a name, and no answer for any name can be for it. Thousands of files are
+    read: ask only where it is called, and no base class has it."""
+    module = package_folder("torch")
+    if kind == "modeling" and module is None:
+        return False
+    own = list(_texts("transformers", (f"models/*/{kind}_*.py", "*.py", "integrations/*.py")))
+    if kind == "modeling" and module is not None:
+        own += [*_texts("peft", ("*.py", "tuners/**/*.py")), *_texts("transformers", _OF_MODELS)]
+        own.append(installed_text(module / "nn/modules/module.py"))
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    return bool(own) and not any(word.search(text) for text in own)
+
+
+@functools.cache
+def is_defined_by_an_heir(package: str, owner: str, name: str) -> bool:
+    """Whether a class of a model, or of PEFT's own for a task, has a method of this name that
+    ``owner``, which it inherits, has as well."""
+    if package == "peft":
+        folder = package_folder("peft")
+        tree = installed_tree(folder / "peft_model.py") if folder is not None else None
+        classes = [one for one in (tree.body if tree else []) if isinstance(one, ast.ClassDef)]
+        heirs = [one for one in classes if one.name != owner]
+        return any(getattr(inner, "name", "") == name for one in heirs for inner in one.body)
+    defined = re.compile(rf"^    def {re.escape(name)}\b", re.MULTILINE)
+    return any(
+        defined.search(text) for text in _texts("transformers", ("models/*/modeling_*.py",))
+    )
 
 
 @functools.cache

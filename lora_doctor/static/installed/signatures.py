@@ -12,15 +12,28 @@ from itertools import islice
 from pathlib import Path
 
 from lora_doctor.limits import INSTALLED_FILES
-from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.installed.environment import installed_text, installed_tree, package_folder
 
 _DEPTH = 8
 #: Where a package keeps classes that a program calls by name; models have their own signatures.
 _FOLDERS = {
-    "transformers": ("*.py", "utils/*.py", "generation/*.py", "data/*.py"),
+    "transformers": (
+        "*.py",
+        "utils/*.py",
+        "generation/*.py",
+        "data/*.py",
+        "integrations/peft.py",
+    ),
     "trl": ("trainer/*.py", "*.py", "experimental/*/*.py"),
-    "peft": ("*.py", "tuners/*/config.py", "utils/*.py"),
+    "peft": (
+        "*.py",
+        "tuners/*/config.py",
+        "utils/*.py",
+        "tuners/tuners_utils.py",
+        "tuners/*/model.py",
+    ),
     "sentence_transformers": ("*.py", "*/*.py", "sentence_transformer/*.py"),
+    "torch": ("nn/modules/module.py", "optim/*.py", "utils/data/*.py", "nn/utils/clip_grad.py"),
 }
 
 
@@ -46,10 +59,8 @@ def signature_of(dotted: str) -> Signature | None:
 def signature_of_function(dotted: str) -> Signature | None:
     """The signature of a function of a package; ``None`` where it is not there."""
     package, _, rest = dotted.partition(".")
-    node = _statement(package, rest.rpartition(".")[2], "def")
-    if not isinstance(node, ast.FunctionDef):
-        return None
-    return _of_function(node, bound=False)
+    node = function_statement(package, rest.rpartition(".")[2])
+    return of_function(node, bound=False) if node is not None else None
 
 
 def installed_version(package: str) -> str | None:
@@ -81,7 +92,7 @@ def _signature(package: str, name: str, depth: int) -> Signature | None:
         None,
     )
     if own is not None:
-        return _of_function(own)
+        return of_function(own)
     bases = [_base(package, base, depth) for base in node.bases if not _is_plain_base(base)]
     if any(base is None for base in bases):
         return None
@@ -111,7 +122,8 @@ def _is_plain_base(node: ast.expr) -> bool:
     return name in ("object", "ABC", "Generic", "Protocol", "Enum") or name.endswith("Mixin")
 
 
-def _of_function(node: ast.FunctionDef, *, bound: bool = True) -> Signature:
+def of_function(node: ast.FunctionDef, *, bound: bool = True) -> Signature:
+    """The signature that a statement has. ``bound``: without its first argument."""
     first = 1 if bound else 0
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][first:]
     annotations = {
@@ -152,18 +164,21 @@ def class_statement(package: str, name: str) -> ast.ClassDef | None:
     return found if isinstance(found, ast.ClassDef) else None
 
 
+def function_statement(package: str, name: str) -> ast.FunctionDef | None:
+    """The statement of a function, in the first file of the package that has it."""
+    found = _statement(package, name, "def")
+    return found if isinstance(found, ast.FunctionDef) else None
+
+
 @functools.cache
 def _statement(package: str, name: str, kind: str) -> ast.ClassDef | ast.FunctionDef | None:
     """The statement that defines a name; ``kind``: its first word."""
     opening = re.compile(rf"^{kind} {re.escape(name)}\b", re.MULTILINE)
     for file in _files(package):
-        text = installed_text(file)
-        found = opening.search(text)
-        if found is None:
+        if opening.search(_text(file)) is None:
             continue
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError):
+        tree = installed_tree(file)
+        if tree is None:
             return None
         return next(
             (one for one in tree.body
@@ -171,6 +186,11 @@ def _statement(package: str, name: str, kind: str) -> ast.ClassDef | ast.Functio
             None,
         )  # fmt: skip
     return None
+
+
+@functools.lru_cache(maxsize=512)
+def _text(file: Path) -> str:
+    return installed_text(file)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from lora_doctor.static.program.units import Unit
 from lora_doctor.static.program.values import (
     Argument,
+    AttributeRead,
     Function,
     ModuleValue,
     Scope,
@@ -37,6 +38,10 @@ class Context(Protocol):
     assumed: list[Unknown]
     #: Files beside the program that it imports; ``None`` while one is being followed.
     modules: dict[Path, ModuleValue | None]
+    #: Attributes of libraries' objects that are read.
+    attribute_reads: list[AttributeRead]
+    #: The ``try`` blocks around that are ready for a name that is not there.
+    guarded: int
     #: Conditions around that are not known, and loops of which one round stands for all.
     unsure: int
     repeated: int

@@ -17,6 +17,7 @@ from lora_doctor.static.program.known_names import known_name
 from lora_doctor.static.program.truth import is_model, truth
 from lora_doctor.static.program.values import (
     LONGEST,
+    AttributeRead,
     Function,
     Instance,
     Items,
@@ -139,11 +140,22 @@ class Expressions:
             return known or Reference(found.name, self.follower.unit.span(node))
         if found is not None:
             return through(found, name)
+        if isinstance(owner, Thing):
+            self._note_read(owner, node)
         if isinstance(owner, Instance) and owner.of is None:
             return self.unknown(node, f"pass `--{name}`")
         if isinstance(owner, Unknown) and owner.advice:
             return self.unknown(node, owner.advice)
         return None
+
+    def _note_read(self, owner: Thing, node: cst.Attribute, *, indexed: bool = False) -> None:
+        follower = self.follower
+        follower.attribute_reads.append(
+            AttributeRead(
+                owner, node.attr.value, follower.unit.span(node), not follower.unsure,
+                follower.guarded > 0, indexed,
+            )
+        )  # fmt: skip
 
     def _unaryoperation(self, node: cst.UnaryOperation) -> Value | None:
         found = self.value(node.expression)
@@ -229,6 +241,11 @@ class Expressions:
         if len(node.slice) != 1 or not isinstance(node.slice[0].slice, cst.Index):
             return None
         key = self.value(node.slice[0].slice.value)
+        last = self.follower.attribute_reads[-1:]
+        if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
+            self.follower.unit.span(node.value).end
+        ):  # fmt: skip
+            self._note_read(last[0].owner, node.value, indexed=True)
         if isinstance(owner, Reference) and owner.name == "os.environ":
             return environment(self.follower, key, None) or self.unknown(node, _set_variable(key))
         if not isinstance(key, Known):

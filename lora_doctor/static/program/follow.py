@@ -18,6 +18,7 @@ from lora_doctor.static.program.parsed_words import as_keywords, given_fields
 from lora_doctor.static.program.statements import Frame, Loop, Statements
 from lora_doctor.static.program.values import (
     Argument,
+    AttributeRead,
     Call,
     Class,
     Function,
@@ -55,6 +56,7 @@ class Follower(Statements):
         self.start = start
         self.scope = Scope({"__name__": Known("__main__")})
         self.calls: list[Call] = []
+        self.attribute_reads: list[AttributeRead] = []
         #: Questions about the GPU, answered as for one with bfloat16.
         self.assumed: list[Unknown] = []
         self.first_rounds: list[tuple[Unknown, int]] = []

@@ -14,7 +14,7 @@ from lora_doctor.static.place import Place
 from lora_doctor.static.program.notebook import CodeCell, code_cells, is_notebook, with_cells
 from lora_doctor.static.program.started import Start
 from lora_doctor.static.program.units import Span, Unit, magic_lines
-from lora_doctor.static.program.values import Call, ImportedName, Known, Unknown
+from lora_doctor.static.program.values import AttributeRead, Call, ImportedName, Known, Unknown
 
 _BOM = "\ufeff"
 #: A notebook holds its pictures.
@@ -60,6 +60,8 @@ class Program:
     start: Start | None = None
     #: How often each name is read in the units of the program itself.
     reads: Mapping[str, int] | None = None
+    #: Attributes of libraries' objects that it reads, in their order.
+    attribute_reads: tuple[AttributeRead, ...] = ()
 
     def with_changes(self, changes: Sequence[tuple[Span, str]]) -> bytes:
         """The file with these pieces of text replaced; all else byte for byte.
@@ -164,6 +166,7 @@ def _read(
         arguments=arguments,
         start=start,
         reads=follower.reads(),
+        attribute_reads=tuple(follower.attribute_reads),
     )
 
 

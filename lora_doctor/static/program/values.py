@@ -208,6 +208,19 @@ class ImportedName:
     certain: bool
 
 
+@dataclass(frozen=True, eq=False)
+class AttributeRead:
+    """An attribute of a library's object that is read, and not called. ``certain``, ``guarded``: as
+    of a :class:`Call`. ``indexed``: an item of it is taken."""
+
+    owner: Thing
+    name: str
+    span: Span
+    certain: bool
+    guarded: bool
+    indexed: bool = False
+
+
 @dataclass(eq=False)
 class Call:
     """One call, in the order in which the program makes them."""
