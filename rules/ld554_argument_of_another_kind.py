@@ -101,12 +101,17 @@ def _message(found: MisplacedArgument) -> str:
 def _advice(found: MisplacedArgument) -> str:
     if found.why in ("twice", "many"):
         return "Pass each argument once, by its name."
+    if found.why == "missing":
+        return f"Give {found.callee} its {found.name}."
     if found.why == "attribute":
         return f"Give {found.callee} arguments of its own class."
     return f"Give {found.needed} as {found.name}."
 
 
 _MESSAGES = {
+    "missing": (
+        "{found.callee} needs `{found.name}`, and the call does not give it: it raises TypeError."
+    ),
     "twice": (
         "{found.callee} gets `{found.name}` twice, by position and by name: the call raises "
         "TypeError."

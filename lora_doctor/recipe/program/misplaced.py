@@ -18,21 +18,16 @@ from lora_doctor.recipe.program.objects import (
 )
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
-from lora_doctor.recipe.program.value_types import type_of
+from lora_doctor.recipe.program.value_types import PACKAGES, signature_of_call, type_of
 from lora_doctor.static.installed.constructor_use import (
     Use,
     attributes_of,
     constructor_uses,
 )
-from lora_doctor.static.installed.signatures import (
-    Signature,
-    signature_of,
-    signature_of_function,
-)
+from lora_doctor.static.installed.signatures import Signature
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Argument, Call, Instance, Items, Thing, Value
 
-_PACKAGES = ("transformers", "trl", "peft")
 #: What the annotation of a parameter says of the things that it takes.
 _TAKEN: Mapping[str, re.Pattern[str]] = {
     "model": re.compile(r"PreTrainedModel|Module\b|PeftModel"),
@@ -81,10 +76,10 @@ def misplaced_arguments(setup: Setup) -> Iterator[MisplacedArgument]:
     pinned = pinned_otherwise(setup.program)
     seen = set()
     for call in calls:
-        if top(call.name) not in _PACKAGES or pinned & {top(call.name), "transformers"}:
+        if top(call.name) not in PACKAGES or pinned & {top(call.name), "transformers"}:
             continue
         plain = call.certain and not call.guarded and call.open is None and call.heir is None
-        if not plain or call.receiver is not None or call.span in seen:
+        if not plain or call.span in seen:
             continue
         seen.add(call.span)
         found = next(_of_call(call), None)
@@ -93,27 +88,43 @@ def misplaced_arguments(setup: Setup) -> Iterator[MisplacedArgument]:
 
 
 def _of_call(call: Call) -> Iterator[MisplacedArgument]:
-    is_class = call.method[:1].isupper()
-    signature = (signature_of if is_class else signature_of_function)(call.name)
-    if signature is None or signature.positional is None:
+    is_class = call.method[:1].isupper() and call.receiver is None
+    callee, signature = signature_of_call(call) or ("", None)
+    if signature is None:
         return
-    source = f"the signature of {call.method}"
+    source = f"the signature of {callee}"
+    if signature.positional is None:
+        yield from _missing(callee, signature, call, source)
+        return
     names = signature.positional
     if len(call.positional) > len(names):
         extra = call.positional[len(names)]
         yield MisplacedArgument(
-            call.method, "", "many", str(len(call.positional)), str(len(names)),
+            callee, "", "many", str(len(call.positional)), str(len(names)),
             extra.span.place, source,
         )  # fmt: skip
         return
     given = dict(zip(names, call.positional, strict=False))
     for name in given.keys() & call.keywords.keys():
         place = call.keywords[name].whole.place
-        yield MisplacedArgument(call.method, name, "twice", "", "", place, source)
+        yield MisplacedArgument(callee, name, "twice", "", "", place, source)
+    yield from _missing(callee, signature, call, source)
     for name, argument in {**given, **call.keywords}.items():
         yield from _of_kind(call, signature, name, argument)
         if is_class:
             yield from _of_use(call, name, argument)
+
+
+def _missing(
+    callee: str, signature: Signature, call: Call, source: str
+) -> Iterator[MisplacedArgument]:
+    """A required argument that is not given; not beside one that is not known (LD523)."""
+    if signature.positional is None and call.positional:
+        return
+    given = {*(signature.positional or ())[: len(call.positional)], *call.keywords}
+    lacking = [name for name in signature.required if name not in given]
+    if lacking and (signature.open or given <= {*signature.names}):
+        yield MisplacedArgument(callee, lacking[0], "missing", "", "", call.place, source)
 
 
 def _of_kind(

@@ -14,6 +14,7 @@ from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed, renamed
+from lora_doctor.recipe.program.value_types import signature_of_call
 from lora_doctor.static.installed.api_tables import releases_of
 from lora_doctor.static.installed.signatures import (
     Signature,
@@ -26,7 +27,9 @@ from lora_doctor.static.program.program import Pin
 from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Argument, Call, Known
 
-_PACKAGES = ("transformers", "trl", "peft", "sentence_transformers")
+_PACKAGES = (
+    "transformers", "trl", "peft", "sentence_transformers", "datasets", "accelerate", "torch",
+)  # fmt: skip
 #: How alike an old and a new name are at least: ``evaluation_strategy``, ``eval_strategy``.
 _ALIKE = 0.75
 _FLAGS = ("load_in_4bit", "load_in_8bit")
@@ -81,9 +84,9 @@ def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
 
 
 def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
-    if not call.method[:1].isupper():
-        return
-    signature = signature_of(call.name)
+    callee, signature = call.method, signature_of(call.name) if call.heir is not None else None
+    if call.heir is None:
+        callee, signature = signature_of_call(call) or (callee, None)
     if signature is None or signature.open or not signature.names:
         return
     for name, argument in _not_own(call).items():
@@ -97,7 +100,7 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
         elif not now and is_trainer(call):
             moved, now, change = _moved(call, argument)
         yield UnknownArgument(
-            name, call.method, top(call.name), version, argument.whole.place, now, moved,
+            name, callee, top(call.name), version, argument.whole.place, now, moved,
             _rewrites(change),
         )  # fmt: skip
 

@@ -24,7 +24,14 @@ from lora_doctor.static.installed.class_members import (
     member_of,
     returned_by,
 )
-from lora_doctor.static.installed.signatures import class_statement, function_statement
+from lora_doctor.static.installed.signatures import (
+    Signature,
+    class_statement,
+    function_statement,
+    of_function,
+    signature_of,
+    signature_of_function,
+)
 from lora_doctor.static.program.values import Call, Known, Thing, Value
 
 _DEPTH = 20
@@ -140,6 +147,36 @@ def rows_of(call: Call) -> str:
     if split is None or is_none(split):
         return f"{kind}Dict"
     return kind if text_of(split) is not None else ""
+
+
+def signature_of_call(call: Call) -> tuple[str, Signature] | None:
+    """What a call of an installed class, function or method is of, and its signature; ``None``
+    where that is not known, or an heir of the user's is called."""
+    package = top(call.name)
+    if call.heir is not None or package not in PACKAGES:
+        return None
+    if call.receiver is not None:
+        owner = type_of(call.receiver)
+        return _of_member(owner.of, call.method) if owner is not None else None
+    if package == "torch" and not call.name.startswith(_OF_TORCH):
+        return None
+    if call.method[:1].isupper():
+        found = signature_of(call.name)
+    elif class_of(call)[:1].isupper():
+        return _of_member((package, class_of(call)), call.method)
+    else:
+        found = signature_of_function(call.name)
+    return (call.method, found) if found is not None else None
+
+
+def _of_member(owner: TypeName, name: str) -> tuple[str, Signature] | None:
+    package, kind = owner
+    if owner in _OPEN and name != "from_pretrained":
+        return None  # an heir may take more
+    member = member_of(package, kind, name) if package != "builtins" else None
+    if member is None or member.is_property:
+        return None
+    return f"{kind}.{name}", of_function(member.node, bound=member.is_bound)
 
 
 def _of_method(call: Call, depth: int) -> ValueType | None:

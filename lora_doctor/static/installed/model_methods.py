@@ -66,9 +66,7 @@ def is_defined_by_an_heir(package: str, owner: str, name: str) -> bool:
         heirs = [one for one in classes if one.name != owner]
         return any(getattr(inner, "name", "") == name for one in heirs for inner in one.body)
     defined = re.compile(rf"^    def {re.escape(name)}\b", re.MULTILINE)
-    return any(
-        defined.search(text) for text in _texts("transformers", ("models/*/modeling_*.py",))
-    )
+    return any(defined.search(text) for text in _texts("transformers", ("models/*/modeling_*.py",)))
 
 
 @functools.cache

@@ -47,6 +47,8 @@ class Signature:
     open: bool
     #: Those that may be given by position, in their order; ``None`` where it takes any number.
     positional: tuple[str, ...] | None = None
+    #: Those without a default; those of a dataclass are not told.
+    required: tuple[str, ...] = ()
 
 
 def signature_of(dotted: str) -> Signature | None:
@@ -98,13 +100,17 @@ def _signature(package: str, name: str, depth: int) -> Signature | None:
         return None
     names: dict[str, str] = {}
     is_open = False
+    required = next((base.required for base in bases if base is not None and base.names), ())
     for base in reversed(bases):
         assert base is not None
         names |= {one: base.annotations.get(one, "") for one in base.names}
         is_open = is_open or base.open
     if _is_dataclass(node):
         names |= dict(_fields(node))
-    return Signature(tuple(names), names, is_open, tuple(names) if not is_open else None)
+    by_place = tuple(names) if not is_open else None
+    return Signature(
+        tuple(names), names, is_open, by_place, () if _is_dataclass(node) else required
+    )
 
 
 def _base(package: str, node: ast.expr, depth: int) -> Signature | None:
@@ -134,7 +140,17 @@ def of_function(node: ast.FunctionDef, *, bound: bool = True) -> Signature:
     names = (*annotations, *sorted(renamed - annotations.keys()))
     ordered = tuple(one.arg for one in (*node.args.posonlyargs, *node.args.args)[first:])
     by_place = ordered if node.args.vararg is None else None
-    return Signature(names, annotations, node.args.kwarg is not None, by_place)
+    return Signature(
+        names, annotations, node.args.kwarg is not None, by_place, _required(node.args, first)
+    )
+
+
+def _required(arguments: ast.arguments, first: int) -> tuple[str, ...]:
+    by_place = [*arguments.posonlyargs, *arguments.args]
+    needed = by_place[first : len(by_place) - len(arguments.defaults)]
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    needed += [one for one, default in named if default is None]
+    return tuple(one.arg for one in needed)
 
 
 def _renamed(decorator: ast.expr) -> Iterator[str]:
