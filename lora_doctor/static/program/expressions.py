@@ -7,6 +7,7 @@ import operator
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
@@ -25,6 +26,7 @@ from lora_doctor.static.program.values import (
     Mapping,
     ModuleValue,
     NotPlainError,
+    Part,
     Reference,
     ReferenceName,
     Thing,
@@ -146,7 +148,15 @@ class Expressions:
             return self.unknown(node, f"pass `--{name}`")
         if isinstance(owner, Unknown) and owner.advice:
             return self.unknown(node, owner.advice)
-        return None
+        return self._part(node, owner, name, attribute=True)
+
+    def _part(
+        self, node: cst.BaseExpression, owner: Value, name: Any, *, attribute: bool = False
+    ) -> Unknown | None:
+        """An entry or an attribute of what a library made, which only the library knows."""
+        if not isinstance(owner, Thing) and not (isinstance(owner, Unknown) and owner.part):
+            return None
+        return replace(self.unknown(node), part=Part(owner, name, attribute))
 
     def _note_read(self, owner: Thing, node: cst.Attribute, *, indexed: bool = False) -> None:
         follower = self.follower
@@ -256,6 +266,8 @@ class Expressions:
                 return item
             if isinstance(owner, Mapping):
                 return owner.entries.get(str(key.value))
+            if isinstance(owner, (Thing, Unknown)):
+                return self._part(node, owner, key.value)
             return _computed(operator.getitem, constant(owner), key.value)
         except (IndexError, TypeError, KeyError, NotPlainError):
             return None
@@ -293,6 +305,8 @@ def combined(kind: str, left: Value, right: Value) -> Value | None:
             return None
         items = [*left.items, *right.items]
         return Items(items, left.kind, gaps=[*left.gaps, *right.gaps])
+    if isinstance(left, Items) and isinstance(right, Known) and kind == "Multiply":
+        return _repeated(left, right.value)
     if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
         joined = Mapping({})
         joined.take(left)
@@ -309,6 +323,13 @@ def combined(kind: str, left: Value, right: Value) -> Value | None:
     if kind in ("Power", "LeftShift") and not _small(left.value, right.value):
         return None
     return _computed(_BINARY[kind], left.value, right.value)
+
+
+def _repeated(items: Items, times: Any) -> Items | None:
+    """``[row] * 8``."""
+    if type(times) is not int or len(items.items) * times > LONGEST:
+        return None
+    return Items(items.items * times, items.kind, gaps=list(items.gaps))
 
 
 def _small(base: Any, exponent: Any) -> bool:

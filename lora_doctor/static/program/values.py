@@ -24,14 +24,25 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Part:
+    """``owner["name"]``, or ``owner.name``, of what a library made."""
+
+    owner: Value
+    name: Any
+    attribute: bool
+
+
+@dataclass(frozen=True)
 class Unknown:
-    """What the text does not say. ``code``: the expression. ``advice``: how to say it."""
+    """What the text does not say. ``code``: the expression. ``advice``: how to say it. ``part``: of
+    what a library made it is a part, where it is one."""
 
     code: str
     place: Place
     advice: str = ""
     span: Span | None = None
     via: tuple[str, ...] = ()
+    part: Part | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"`{self.code}`, {self.place.inside}" + (f": {self.advice}" if self.advice else "")
