@@ -64,7 +64,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``written_values``: the single values that the user's file hands to a config or to such
     arguments (``WrittenValue``), of which ``misused_values`` (``MisusedValues``) tells what fails
     (``MisusedValue``);
-    ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
+    ``made_trainer``: the trainer, as far as it can be made again, a ``MadeTrainer``;
+    ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
@@ -90,6 +91,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     had to learn from:
     ``StepGradients``, ``GradientsWithoutStep``, ``PreferencePairs``, ``Rewards``.
     ``AskedTrainer``: what the trainer's own class said of its arguments.
+    ``OwnRows``, the trainer with its rows as ``own_rows`` reads them; ``FirstBatch``: what the
+    installed classes made of them.
 *Of a part of the model that gets adapters*
     ``AdaptedPart``: what PEFT makes of it.
 *Of rows that are longer than the model takes*
@@ -239,12 +242,13 @@ if TYPE_CHECKING:
         storage_dtype,
     )
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
+    from lora_doctor.recipe.program.first_batch import OwnRows, own_rows
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.hooks import UnfitHook, unfit_hooks
     from lora_doctor.recipe.program.initialising import may_initialise
     from lora_doctor.recipe.program.launch import Launch, is_certain
     from lora_doctor.recipe.program.made_arguments import made_arguments
-    from lora_doctor.recipe.program.made_trainer import made_trainer
+    from lora_doctor.recipe.program.made_trainer import MadeTrainer, made_trainer
     from lora_doctor.recipe.program.misplaced import MisplacedArgument, misplaced_arguments
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
@@ -299,6 +303,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
     from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
     from lora_doctor.results.error_report import ErrorReport
+    from lora_doctor.results.first_batch import FirstBatch
     from lora_doctor.results.injection import LooseMatch
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.long_row import LongRow
@@ -380,7 +385,8 @@ _LAZY = {
         "recipe.program.initialising": ("may_initialise",),
         "recipe.program.launch": ("Launch", "is_certain"),
         "recipe.program.made_arguments": ("made_arguments",),
-        "recipe.program.made_trainer": ("made_trainer",),
+        "recipe.program.first_batch": ("OwnRows", "own_rows"),
+        "recipe.program.made_trainer": ("MadeTrainer", "made_trainer"),
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
         "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
         "recipe.program.selected_rows": ("SelectedRows", "selected_beyond"),
@@ -440,6 +446,7 @@ _LAZY = {
         "results.misused_values": ("MisusedValue", "MisusedValues"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
+        "results.first_batch": ("FirstBatch",),
         "results.refused_trainer": ("AskedTrainer",),
         "results.round_trip": ("AutoLoading", "QuantizedMerge", "Saving", "TiedPart", "Vocabulary"),
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
@@ -507,6 +514,7 @@ __all__ = [
     "EvidenceError",
     "Example",
     "Finding",
+    "FirstBatch",
     "Fix",
     "FloatPart",
     "Framework",
@@ -522,6 +530,7 @@ __all__ = [
     "Location",
     "LongRow",
     "LooseMatch",
+    "MadeTrainer",
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
@@ -537,6 +546,7 @@ __all__ = [
     "Observations",
     "OptimizerState",
     "OtherShape",
+    "OwnRows",
     "Patch",
     "Pin",
     "Place",
@@ -663,6 +673,7 @@ __all__ = [
     "narrow_overrides",
     "offered_layers",
     "optimizer_too_early",
+    "own_rows",
     "own_vocabulary",
     "pattern_of",
     "place_of",

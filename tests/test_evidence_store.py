@@ -83,7 +83,7 @@ def test_every_kind_of_evidence_about_a_case_says_whether_a_recipe_changes_it() 
         "structure", "checkpoint_quantization", "loading", "memory_plan", "supervision", "tiny",
         "full", "script", "program", "launches", "set_up", "side_files",  # of a file
         "refused_arguments", "refused_trainer", "adapter_steps", "plain_weights", "long_row",
-        "adapted_part", "misused_values", "processed_image",
+        "adapted_part", "misused_values", "processed_image", "first_batch",
     }  # fmt: skip
     assert set(kinds(Case, of_recipe=False)) == {
         "environment", "static", "remote_code", "optimizer", "adapter",

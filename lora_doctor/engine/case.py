@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
 from lora_doctor.engine.child_tasks import (
+    FIRST_BATCH,
     LONG_ROW,
     PLAIN_WEIGHTS,
     REFUSED_TRAINER,
@@ -35,6 +36,7 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.results.first_batch import FirstBatch
     from lora_doctor.results.long_row import LongRow
     from lora_doctor.results.plain_weights import PlainWeights
     from lora_doctor.results.refused_trainer import AskedTrainer
@@ -156,6 +158,27 @@ class Case(MetaEvidence):
             self._limits("tiny", recipe),
             trainer=trainer.to_json(),
             made=self.tiny_model_file(recipe),
+        )
+
+    @evidence(of_recipe=True)
+    def first_batch(self) -> FirstBatch:
+        """What the installed collator and trainer make of the rows that the program says; raises
+        where it does not say all of them."""
+        from lora_doctor.recipe.program.first_batch import own_rows
+        from lora_doctor.results.first_batch import FirstBatch
+
+        self._require("tiny")
+        rows = own_rows(self.program)
+        if rows is None:
+            raise EvidenceError("the script does not say all of its rows and of its trainer")
+        recipe = self.recipe_in_full()
+        self._progress("taking the first batch of the program's rows")
+        return self._tasks.gather(
+            FIRST_BATCH,
+            FirstBatch,
+            recipe,
+            self._limits("tiny", recipe),
+            plan=rows.described,
         )
 
     @evidence(of_recipe=True)

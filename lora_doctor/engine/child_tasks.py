@@ -100,6 +100,12 @@ REFUSED_TRAINER = Task(
     "the trainer's own class, on a tiny model",
     "the trainer",
 )
+FIRST_BATCH = Task(
+    "first_batch",
+    "lora_doctor.evidence.first_batch:gather",
+    "rows of the program through its collator and its trainer's own class, on a tiny model",
+    "the first batch of the program's rows",
+)
 ADAPTED_PART = Task(
     "adapted_part",
     "lora_doctor.evidence.adapted_part:gather",

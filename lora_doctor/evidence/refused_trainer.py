@@ -33,7 +33,7 @@ from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 
 #: Arguments that say where or how fast something runs, or what is not here.
-_LEFT_OUT = re.compile(
+LEFT_OUT = re.compile(
     r"fp16.*|bf16.*|tf32|use_cpu|no_cuda|output_dir|report_to|push_to_hub|hub_.*|.*num_proc"
     r"|.*num_workers|torch_compile.*|model_init_kwargs|local_rank|logging_dir|use_vllm|vllm_.*"
     r"|disable_tqdm|eos_token|pad_token|chat_template_path"
@@ -74,13 +74,13 @@ def gather(
     Raises:
         EvidenceError: it cannot be made here, whatever it is given.
     """
-    cls = _class(trainer["name"])
+    cls = class_named(trainer["name"])
     loader = loading.Loader(source, Recipe.from_json(recipe))
     shrunk = tiny.make(loader, made)
     fitted = fewer_layers.fitted(Recipe.from_json(recipe), shrunk.model, loader).recipe
     report_progress("making the trainer")
-    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, _quietly():
-        maker = _Maker(cls, trainer, shrunk.model, fitted, folder)
+    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, quietly():
+        maker = Maker(cls, trainer, shrunk.model, fitted, folder)
         maker = maker.with_classes(trainer.get("classes"))
         found = _asked(maker)
         if not found.message and fitted.quantized:
@@ -90,7 +90,7 @@ def gather(
         return dataclasses.asdict(found)
 
 
-def _trained_if_quantized(maker: _Maker) -> dict[str, int]:
+def _trained_if_quantized(maker: Maker) -> dict[str, int]:
     """Dtypes of what the trainer trains of the model as the recipe quantizes it; empty where that
     cannot be made here. What the trainer refuses is asked on a model in float32."""
     try:
@@ -110,7 +110,7 @@ def _trained_if_quantized(maker: _Maker) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
+class Maker:
     """Makes the trainer. ``trainer``: a ``MadeTrainer`` as JSON; ``model``: tiny, never changed."""
 
     cls: Any
@@ -121,7 +121,7 @@ class _Maker:
     #: The model's own tokenizer, for rows of the program's.
     tokenizer: Any = None
 
-    def with_classes(self, number: int | None) -> _Maker:
+    def with_classes(self, number: int | None) -> Maker:
         """The same with a head for so many classes, where the model has a head for classes."""
         kind = type(self.model)
         if number is None or "SequenceClassification" not in kind.__name__:
@@ -134,7 +134,7 @@ class _Maker:
         """As the class's own defaults have it, with an adapter that every model takes."""
         import peft
 
-        arguments = _new_arguments(self._arguments_class(), {}, self.folder)
+        arguments = new_arguments(self._arguments_class(), {}, self.folder)
         config = peft.LoraConfig(target_modules=[_a_linear(self.model)])
         self._make(rows, arguments, config, self._needed())
 
@@ -142,9 +142,9 @@ class _Maker:
         """As the script has it. Returns the dtypes of what the trainer trains."""
         made = self.trainer["arguments"]
         values = {} if made is None else made["values"]
-        kept = {name: value for name, value in values.items() if not _LEFT_OUT.fullmatch(name)}
+        kept = {name: value for name, value in values.items() if not LEFT_OUT.fullmatch(name)}
         try:
-            arguments = _new_arguments(self._arguments_class(), kept, self.folder)
+            arguments = new_arguments(self._arguments_class(), kept, self.folder)
         except Exception as error:
             raise EvidenceError(f"the arguments of the trainer are refused: {error}") from error
         given = {**self._needed(), **{name: self._other(name) for name in self.trainer["given"]}}
@@ -166,7 +166,7 @@ class _Maker:
             model = peft.get_peft_model(model, adapter)
         name = "processing_class" if "processing_class" in known else "tokenizer"
         given[name] = self.tokenizer or _tokenizer(self._tokens())
-        if _is_of_trl(self.cls) and _takes_more_than_text(self.model):
+        if is_of_trl(self.cls) and takes_more_than_text(self.model):
             given[name] = _processor(given[name])
         made = self.cls(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **given)
         made.create_optimizer()
@@ -188,15 +188,15 @@ class _Maker:
 
     def _needed(self) -> dict[str, Any]:
         known = inspect.signature(self.cls.__init__).parameters
-        return {"reward_funcs": [_reward]} if "reward_funcs" in known else {}
+        return {"reward_funcs": [no_reward]} if "reward_funcs" in known else {}
 
     def _other(self, name: str) -> Any:
         if name == "quantization_config":
             return importlib.import_module("transformers").BitsAndBytesConfig(load_in_4bit=True)
-        return {"reward_funcs": [_reward], "ref_model": True}.get(name, _function)
+        return {"reward_funcs": [no_reward], "ref_model": True}.get(name, _function)
 
 
-def _asked(maker: _Maker) -> AskedTrainer:
+def _asked(maker: Maker) -> AskedTrainer:
     found: list[tuple[str, str, str]] = []
     taken = 0
     trained: dict[str, int] = {}
@@ -221,6 +221,16 @@ def _asked(maker: _Maker) -> AskedTrainer:
     return AskedTrainer(package, taken, *first)
 
 
+def takes_some_rows(maker: Maker) -> bool:
+    """Whether the class takes one of the kinds of rows, with arguments of its own."""
+    ranking = maker.with_classes(1)
+    return any(
+        _answer(lambda rows=rows: one.plain(rows)) is None  # noqa: B023
+        for rows in _datasets(maker.cls)
+        for one in ((maker,) if ranking is maker else (maker, ranking))
+    )
+
+
 def _trained_dtypes(model: Any) -> dict[str, int]:
     """Parameters that are trained, by dtype."""
     counts: collections.Counter[str] = collections.Counter()
@@ -231,11 +241,11 @@ def _trained_dtypes(model: Any) -> dict[str, int]:
 
 
 def _asked_with_rows(
-    maker: _Maker, source: Mapping[str, Any], without: AskedTrainer
+    maker: Maker, source: Mapping[str, Any], without: AskedTrainer
 ) -> AskedTrainer:
     """The same with the rows of the program and the tokenizer of its model. ``without``: what was
     found with rows that the trainer takes."""
-    if maker.recipe.get("chat_template_path") is not None or _takes_more_than_text(maker.model):
+    if maker.recipe.get("chat_template_path") is not None or takes_more_than_text(maker.model):
         return without
     try:
         tokenizer = load_tokenizer(source)
@@ -298,7 +308,7 @@ def _place(error: BaseException) -> str:
 # --- what it is made with ---------------------------------------------------------------------
 
 
-def _class(name: str) -> Any:
+def class_named(name: str) -> Any:
     package, _, kind = name.partition(".")
     try:
         found = getattr(importlib.import_module(package), kind.rpartition(".")[2])
@@ -307,8 +317,8 @@ def _class(name: str) -> Any:
     return found
 
 
-def _new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:
-    cls = _class(name)
+def new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:
+    cls = class_named(name)
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     here: dict[str, Any] = {"output_dir": folder, "report_to": "none", "disable_tqdm": True}
     here["use_cpu" if "use_cpu" in fields else "no_cuda"] = True
@@ -318,7 +328,7 @@ def _new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:
 
 def _datasets(cls: Any) -> Iterator[Any]:
     """Rows of each kind; as TRL takes them where the trainer is TRL's."""
-    if not _is_of_trl(cls):
+    if not is_of_trl(cls):
         yield [dict(_ROWS["tokens"])] * _ROWS_EACH
         return
     kind = importlib.import_module("datasets").Dataset
@@ -329,7 +339,7 @@ def _datasets(cls: Any) -> Iterator[Any]:
         yield kind.from_list(rows)
 
 
-def _is_of_trl(cls: Any) -> bool:
+def is_of_trl(cls: Any) -> bool:
     return bool(cls.__module__.partition(".")[0] == "trl")
 
 
@@ -378,14 +388,14 @@ def _a_linear(model: Any) -> str:
     raise EvidenceError("the model has no linear layer")
 
 
-def _takes_more_than_text(model: Any) -> bool:
+def takes_more_than_text(model: Any) -> bool:
     config = getattr(model, "config", None)
     return any(hasattr(config, name) for name in ("vision_config", "audio_config")) or (
         getattr(model, "main_input_name", "input_ids") != "input_ids"
     )
 
 
-def _reward(completions: Sequence[Any], **more: Any) -> list[float]:
+def no_reward(completions: Sequence[Any], **more: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
@@ -395,7 +405,7 @@ def _function(*args: Any, compute_result: bool = False, **more: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         yield

@@ -12,8 +12,8 @@ from lora_doctor.results.supervision import TokenizerFacts
 from lora_doctor.text import single_line
 
 
-def load_tokenizer(source: Mapping[str, Any]) -> Any:
-    """The tokenizer of a model's files.
+def load_tokenizer(source: Mapping[str, Any], **more: Any) -> Any:
+    """The tokenizer of a model's files; ``more``: arguments of ``from_pretrained``.
 
     Raises:
         EvidenceError: there is none, or transformers refuses it.
@@ -27,7 +27,10 @@ def load_tokenizer(source: Mapping[str, Any]) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
+            folder,
+            trust_remote_code=bool(source["trust_remote_code"]),
+            local_files_only=True,
+            **more,
         )
     except Exception as error:
         raise EvidenceError(

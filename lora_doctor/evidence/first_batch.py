@@ -1,0 +1,331 @@
+"""The rows of a program through its own trainer, as installed: the set made, the trainer made on a
+tiny model, a few batches collated and a loss computed of them.
+
+Runs in a child process. The functions of the program are not run but worked out
+(``plain_code.py``); where that cannot be done here, or something else decides, nothing is said.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import itertools
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence import fewer_layers, refused_trainer
+from lora_doctor.evidence.own_rows import Maker, as_collator, as_rows
+from lora_doctor.evidence.plain_values import NotFollowedError
+from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.evidence.refused_trainer import class_named, is_of_trl, new_arguments, quietly
+from lora_doctor.evidence.tokenizer import load_tokenizer
+from lora_doctor.model import loading
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.first_batch import FirstBatch
+from lora_doctor.sandbox.memory import is_out_of_memory
+from lora_doctor.sandbox.worker import report_progress
+
+#: Arguments of transformers' Trainer that decide about rows and batches; of TRL's own all count
+#: that have a say in what the trainer is.
+_COUNT = frozenset(
+    {"per_device_train_batch_size", "remove_unused_columns", "label_names", "group_by_length",
+     "length_column_name", "dataloader_drop_last", "label_smoothing_factor",
+     "train_sampling_strategy", "model_init_kwargs"}
+)  # fmt: skip
+_BATCHES = 8
+#: Rows of a batch, where the program asks for more, and with a large vocabulary.
+_ROWS, _ROWS_IF_LARGE = 16, 2
+_LARGE = 64_000
+#: Numbers in the logits of a batch, at most.
+_LOGITS = 60_000_000
+#: Parameters of the tiny model beside its embeddings, and its width.
+_INNER, _WIDTH, _TABLES = 5_000_000, 64, 2
+#: Settings of PEFT or torch that are no matter of the rows.
+_NOT_OF_ROWS = re.compile(r"does not require grad|CUDA|bitsandbytes|flash[_-]?attn|kernels?\b")
+
+
+class _ProgramError(Exception):
+    """What was raised at a stage, of the program's doing."""
+
+    def __init__(self, stage: str, error: Exception) -> None:
+        super().__init__(stage)
+        self.stage = stage
+        self.error = error
+
+
+def gather(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """A :class:`FirstBatch` as JSON.
+
+    Args:
+        source, recipe, patches: as every task has them.
+        plan: what ``own_rows`` of ``recipe/program/first_batch.py`` describes, as JSON.
+
+    Raises:
+        EvidenceError: it cannot be told here what the trainer makes of the rows.
+    """
+    cls = class_named(plan["name"])
+    try:
+        tokenizer = _tokenizer(source, plan["tokenizer"])
+        run = _Run(cls, plan, source, Recipe.from_json(recipe), tokenizer)
+        with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, quietly():
+            return dataclasses.asdict(run.looked_at(folder))
+    except NotFollowedError as error:
+        raise EvidenceError(f"the rows are made by more than plain code: {error}") from None
+
+
+def _tokenizer(source: Mapping[str, Any], plan: Mapping[str, Any]) -> Any:
+    """The model's own, with what the program sets on it; ``None`` where it has none."""
+    maker = Maker(None, None)
+    named = {name: maker.value(one) for name, one in plan["named"].items()}
+    try:
+        tokenizer = load_tokenizer(source, **named)
+    except EvidenceError:
+        return None
+    maker.tokenizer = tokenizer
+    for name, one in plan["attributes"].items():
+        if one["is"] == "unknown":  # set under a condition, as a rule where there is none
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+        else:
+            setattr(tokenizer, name, maker.value(one))
+    return tokenizer
+
+
+@dataclasses.dataclass
+class _Run:
+    """One trainer of a program, described by ``plan``."""
+
+    cls: Any
+    plan: Mapping[str, Any]
+    source: Mapping[str, Any]
+    recipe: Recipe
+    tokenizer: Any
+    #: What has been reached, for the answer.
+    rows: int = 0
+    batches: int = 0
+    columns: tuple[str, ...] = ()
+    #: The tiny model, a batch of ours that it takes, the recipe for it, and the most rows of a
+    #: batch that it is given.
+    _small: Any = None
+    _batch: Any = None
+    _fitted: Any = None
+    _most_rows: int = _ROWS
+
+    def looked_at(self, folder: str) -> FirstBatch:
+        maker = Maker(self.tokenizer, None)
+        maker.cache = folder
+        package = release(self.cls.__module__.partition(".")[0])
+        try:
+            report_progress("making the rows")
+            with _stage("rows"):
+                train = as_rows(maker.value(self.plan["train"]))
+            self._count(train)
+            model = self._model()
+            maker.model = model
+            with _stage("collator"):
+                given = {n: as_collator(maker.value(o)) for n, o in self.plan["with"].items()}
+            maker.line = maker.budget.line = 0
+            report_progress("making the trainer with its rows")
+            trainer = self._trainer(copy.deepcopy(model), train, given, folder)
+            self._batches(trainer)
+        except _ProgramError as found:
+            self._require_ours_works(found.stage, folder)
+            error = found.error
+            return FirstBatch(
+                package, self.rows, self.batches, found.stage, type(error).__name__,
+                " ".join(text_of(error).split())[:400], _raised_at(error),
+                maker.budget.line or maker.line, self.columns,
+            )  # fmt: skip
+        return FirstBatch(package, self.rows, self.batches, columns=self.columns)
+
+    def _count(self, train: Any) -> None:
+        self.rows = len(train) if hasattr(type(train), "__len__") else 0
+        if hasattr(type(train), "__len__") and not self.rows:
+            raise NotFollowedError("no rows are left")
+        names = getattr(train, "column_names", None)
+        first = train[0] if names is None and isinstance(train, list) else None
+        found = names if isinstance(names, list) else (first if isinstance(first, dict) else ())
+        self.columns = tuple(str(name) for name in found)
+
+    def _model(self) -> Any:
+        """Tiny, with the vocabulary and the positions of the real one, and as many labels."""
+        from lora_doctor.tiny_model.config_roles import flat_ints, role_of, tree
+        from lora_doctor.tiny_model.shrink.shrink import DATA_ROLES, ShrinkError, shrink
+
+        report_progress("building a tiny model for its rows")
+        loader = loading.Loader(self.source, self.recipe)
+        config = _with_labels(loader.config, self.plan["labels"])
+        numbers = [
+            number
+            for node in tree(copy.deepcopy(config)).walk()
+            for key, value in node.values.items()
+            if role_of(key, value) in ("vocab", "positions", "tokens")
+            for number in flat_ints(value)
+            if 0 < number < 2_000_000
+        ]
+        most = _INNER + sum(numbers) * _WIDTH * _TABLES
+        try:
+            shrunk = shrink(
+                config, lambda small: loader.build("cpu", config=small),
+                max_parameters=most, keep_roles=DATA_ROLES,
+            )  # fmt: skip
+        except ShrinkError as error:
+            raise EvidenceError(f"no tiny model of this class can be made: {error}") from None
+        if refused_trainer.takes_more_than_text(shrunk.model):
+            raise EvidenceError("the model takes more than text")
+        self._fitted = fewer_layers.fitted(self.recipe, shrunk.model, loader).recipe
+        model = shrunk.model
+        model.config.problem_type = self.plan["labels"].get("problem_type")
+        if getattr(model.config, "pad_token_id", None) is None and self.tokenizer is not None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        more = len(self.tokenizer) if self.tokenizer is not None else 0
+        if self.plan["resized"] and more > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(more)
+        self._small, self._batch = model, shrunk.batch
+        self._most_rows = _ROWS_IF_LARGE if max(numbers, default=0) > _LARGE else _ROWS
+        return model
+
+    def _require_ours_works(self, stage: str, folder: str) -> None:
+        """Raises EvidenceError where the trainer, or the model, takes nothing of ours either: then
+        what it says to the rows says nothing about them."""
+        if stage == "trainer":
+            maker = refused_trainer.Maker(self.cls, self.plan, self._small, self._fitted, folder)
+            if not refused_trainer.takes_some_rows(maker):
+                raise EvidenceError("the trainer cannot be made here, whatever it is given")
+        if stage == "loss":
+            if self._batch is None:
+                raise EvidenceError("the tiny model takes no batch")
+            try:
+                self._small(**copy.deepcopy(self._batch.inputs))
+            except Exception as error:
+                raise EvidenceError(f"the tiny model takes no batch: {error}") from error
+
+    def _trainer(self, model: Any, train: Any, given: dict[str, Any], folder: str) -> Any:
+        arguments = self._arguments(folder)
+        known = inspect.signature(self.cls.__init__).parameters
+        named = "processing_class" if "processing_class" in known else "tokenizer"
+        if is_of_trl(self.cls) or self.plan["tokenizer_given"]:
+            if self.tokenizer is None:
+                raise EvidenceError("the model has no tokenizer here")
+            given[named] = self.tokenizer
+        if "reward_funcs" in known:
+            given["reward_funcs"] = [refused_trainer.no_reward]
+        adapter = loading.peft_config(self._fitted)
+        if "peft_config" in known and not self.plan["adapted"]:
+            given["peft_config"] = adapter
+        else:
+            import peft
+
+            model = peft.get_peft_model(model, adapter)
+        with _stage("trainer"):
+            return self.cls(model=model, args=arguments, train_dataset=train, **given)
+
+    def _arguments(self, folder: str) -> Any:
+        made = self.plan["arguments"]
+        package, _, kind = self.plan["name"].partition(".")
+        own = kind.rpartition(".")[2].removesuffix("Trainer")
+        default = f"{package}.{own}Config" if package == "trl" else "transformers.TrainingArguments"
+        name = made["name"] if made else default
+        values = dict(made["values"]) if made else {}
+        known = {
+            one.name for one in dataclasses.fields(class_named("transformers.TrainingArguments"))
+        }
+        kept = {
+            key: value
+            for key, value in values.items()
+            if key in _COUNT or (key not in known and not refused_trainer.LEFT_OUT.fullmatch(key))
+        }
+        kept.pop("model_init_kwargs", None)
+        size = kept.get("per_device_train_batch_size", 8)
+        kept["per_device_train_batch_size"] = min(size, self._most_rows)
+        try:
+            return new_arguments(name, kept, folder)
+        except Exception as error:
+            raise EvidenceError(f"the arguments of the trainer are refused: {error}") from error
+
+    def _batches(self, trainer: Any) -> None:
+        report_progress("collating its rows")
+        with _stage("batch"):
+            loader = trainer.get_train_dataloader()
+            found = list(itertools.islice(iter(loader), _BATCHES))
+        self.batches = len(found)
+        if not found:
+            raise NotFollowedError("no batch is left")
+        if hasattr(trainer, "reward_funcs") or self.plan["own_loss"]:
+            return
+        report_progress("computing a loss of its rows")
+        trainer.model.train()
+        for batch in found:
+            if _logits(trainer.model, batch) > _LOGITS:
+                return
+            with _stage("loss"):
+                trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+
+
+class _stage:
+    """What is raised inside is of this stage, unless it says nothing about the program."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception):
+            return
+        for one in _chain(error):
+            if isinstance(one, (NotFollowedError, EvidenceError)):
+                raise one from None
+            if is_out_of_memory(one) or isinstance(one, (ImportError, _ProgramError, OSError)):
+                return
+        said = f"{type(error).__name__}: {error}"
+        if NOT_THEIRS.search(said) or _NOT_OF_ROWS.search(said):
+            raise EvidenceError(said) from error
+        raise _ProgramError(self.name, error) from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _with_labels(config: Any, labels: Mapping[str, Any]) -> Any:
+    own = copy.deepcopy(config)
+    number = labels.get("num_labels", labels.get("id2label"))
+    if isinstance(number, int) and hasattr(own, "num_labels"):
+        own.num_labels = number
+    if "problem_type" in labels:
+        own.problem_type = labels["problem_type"]
+    return own
+
+
+def _logits(model: Any, batch: Any) -> int:
+    """Numbers in the logits of a batch of tokens."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    width = head.weight.shape[0] if head is not None else 1
+    sizes = [one.numel() for one in batch.values() if hasattr(one, "numel")]
+    return max(sizes, default=0) * width
+
+
+def _raised_at(error: BaseException) -> str:
+    """The last frame of a library in a traceback: a file from the package on, with the line."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        parts = Path(frame.filename).parts
+        if "site-packages" in parts and "lora_doctor" not in parts:
+            return f"{'/'.join(parts[parts.index('site-packages') + 1 :])}:{frame.lineno}"
+    return ""

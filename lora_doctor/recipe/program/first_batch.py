@@ -1,0 +1,168 @@
+"""A trainer of a program with its rows, its collator and its tokenizer, described so that another
+process can make all of them again and take the first batches."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lora_doctor.recipe.program.made_trainer import MadeTrainer, made_trainer
+from lora_doctor.recipe.program.objects import class_of, is_none, loader_of, makers, top
+from lora_doctor.recipe.program.own_rows import Describer, Node
+from lora_doctor.recipe.program.pins import pinned_otherwise
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.program.values import (
+    Call,
+    Known,
+    Mapping,
+    NotPlainError,
+    Thing,
+    Unknown,
+    Value,
+    constant,
+    same,
+)
+
+#: Calls that give a tokenizer more tokens, or another template.
+_CHANGES = ("add_tokens", "add_special_tokens", "set_chat_template")
+#: Attributes of a model that decide nothing about what it takes.
+_OF_MODEL = frozenset({"is_parallelizable", "model_parallel", "hf_device_map"})
+#: Arguments of a model's loading that are kept in its config, and decide about its labels.
+_OF_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
+_CONFIG_SET = re.compile(
+    r"\.config\.(?:num_labels|problem_type|id2label|label2id|vocab_size|pad_token_id)\s*="
+    r"|setup_chat_format|clone_chat_template"
+)
+#: Arguments about where a tokenizer comes from.
+_SOURCE = ("token", "use_auth_token", "cache_dir", "revision", "local_files_only",
+           "trust_remote_code", "pretrained_model_name_or_path")  # fmt: skip
+_MOST_TOKENIZERS = 1
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """What :func:`own_rows` describes."""
+
+    trainer: MadeTrainer
+    #: For the other process.
+    described: dict[str, Any]
+
+
+def own_rows(setup: Setup) -> OwnRows | None:
+    """The trainer that trains with its rows; ``None`` where the text does not say all of it."""
+    call = setup.roles.trainer
+    if call is None or is_none(call.value("train_dataset", 3)) or "datasets" in pinned_otherwise(
+        setup.program
+    ):  # fmt: skip
+        return None
+    trainer = made_trainer(setup)
+    made = call.result
+    if trainer is None or (isinstance(made, Thing) and made.attributes):
+        return None
+    try:
+        return OwnRows(trainer, {**trainer.to_json(), **_described(setup, call)})
+    except NotPlainError:
+        return None
+
+
+def _described(setup: Setup, call: Call) -> dict[str, Any]:
+    program = setup.program
+    if any(_CONFIG_SET.search(unit.text) for unit in program.units):
+        raise NotPlainError(None)
+    model = call.value("model", 0)
+    _require_untouched(model)
+    tokenizer = _tokenizer(setup, call, model)
+    describer = Describer(program.calls, tokenizer, model, program.path.parent)
+    given: dict[str, Node] = {}
+    for name, position in (("data_collator", 2), ("formatting_func", None)):
+        value = call.value(name, position if top(call.name) == "transformers" else None)
+        if not is_none(value):
+            given[name] = describer.node(value)
+    return {
+        "train": describer.node(call.value("train_dataset", 3)),
+        "with": given,
+        "own_loss": not is_none(call.value("compute_loss_func")),
+        "tokenizer": _of_tokenizer(setup, tokenizer, describer),
+        "tokenizer_given": not is_none(call.value("processing_class") or call.value("tokenizer")),
+        "labels": _of_labels(model),
+        "resized": any(one.method == "resize_token_embeddings" for one in program.calls),
+    }
+
+
+def _require_untouched(model: Value | None) -> None:
+    """Raises NotPlainError where the program changes more of its model than adapters do."""
+    if isinstance(model, Thing) and set(model.attributes) - _OF_MODEL:
+        raise NotPlainError(model)
+    for call in makers(model):
+        made = call.result
+        if isinstance(made, Thing) and set(made.attributes) - _OF_MODEL:
+            raise NotPlainError(made)
+
+
+def _tokenizer(setup: Setup, call: Call, model: Value | None) -> Value | None:
+    """The tokenizer of the model, as the program loads it; ``None`` where it loads none."""
+    loaded = loader_of(model)
+    source = model if isinstance(model, Known) else (
+        loaded.value("pretrained_model_name_or_path", 0) if loaded is not None else None
+    )  # fmt: skip
+    found = [
+        one.result
+        for one in setup.program.calls
+        if one.method == "from_pretrained" and "Tokenizer" in class_of(one)
+        and top(one.name) == "transformers" and one.certain and one.open is None
+        and _is_of(one, source)
+    ]  # fmt: skip
+    given = call.value("processing_class") or call.value("tokenizer")
+    if len(found) > _MOST_TOKENIZERS or (
+        not is_none(given) and not any(given is one for one in found)
+    ):
+        raise NotPlainError(given)
+    return found[0] if found else None
+
+
+def _is_of(call: Call, source: Value | None) -> bool:
+    named = call.value("pretrained_model_name_or_path", 0)
+    return named is not None and source is not None and same(named, source)
+
+
+def _of_tokenizer(setup: Setup, value: Value | None, describer: Describer) -> dict[str, Any]:
+    """Arguments that it is loaded with, and what is set on it; an attribute that is not known is
+    left to the other process where it is the padding token."""
+    if not isinstance(value, Thing):
+        return {"named": {}, "attributes": {}}
+    if any(one.receiver is value and one.method in _CHANGES for one in setup.program.calls):
+        raise NotPlainError(value)
+    named = {
+        name: describer.node(one.value)
+        for name, one in value.call.keywords.items()
+        if name not in _SOURCE
+    }
+    attributes: dict[str, Node] = {}
+    for name, one in value.attributes.items():
+        if isinstance(one, Unknown) and one.part is None:
+            if name not in ("pad_token", "pad_token_id"):
+                raise NotPlainError(one)
+            attributes[name] = {"is": "unknown"}
+        else:
+            attributes[name] = describer.node(one)
+    return {"named": named, "attributes": attributes}
+
+
+def _of_labels(model: Value | None) -> dict[str, Any]:
+    """What the loading of the model says about its labels."""
+    loaded = loader_of(model)
+    if loaded is None:
+        return {}
+    if not is_none(loaded.value("config")) or loaded.open is not None:
+        raise NotPlainError(loaded.value("config"))
+    found: dict[str, Any] = {}
+    for name in _OF_LABELS:
+        value = loaded.value(name)
+        if is_none(value):
+            continue
+        if isinstance(value, Mapping) and value.open is None:
+            found[name] = len(value.entries)  # the names of labels decide nothing
+        else:
+            found[name] = constant(value)
+    return found

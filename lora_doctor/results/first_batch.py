@@ -1,0 +1,28 @@
+"""What the installed trainer makes of the rows that a program says, up to the first loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FirstBatch:
+    """The rows of a program through its collator, its trainer and a tiny model."""
+
+    #: Package and release of the trainer.
+    release: str
+    #: Rows of the training set, and batches of them that went through.
+    rows: int
+    batches: int
+    #: What could not be done, in words: the rows made, the trainer made, a batch collated, a loss
+    #: computed. Empty where all was.
+    stage: str = ""
+    #: Class of the exception, and its message.
+    kind: str = ""
+    message: str = ""
+    #: Where a library raised it: a file from the package on, with the line.
+    raised_at: str = ""
+    #: Line of the program's file that was being followed; 0 where a library was running.
+    line: int = 0
+    #: What the rows had as columns before the trainer got them.
+    columns: tuple[str, ...] = ()
