@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from lora_doctor.rule_api import FirstBatch, MadeTrainer
 
 _DONE = {
-    "rows": "cannot be made",
-    "collator": "have a collator that cannot be made",
-    "trainer": "are rejected by {trainer}",
-    "batch": "cannot be made a batch of",
-    "loss": "give no loss",
+    "rows": "The rows of the script cannot be made",
+    "collator": "The collator of the script cannot be made",
+    "trainer": "{trainer} cannot be made with the rows and the arguments of the script",
+    "batch": "No batch can be made of the rows of the script",
+    "loss": "No loss can be computed of the rows of the script",
 }
 
 
@@ -95,12 +95,11 @@ class OwnRowsFail(Rule):
         place = trainer.place
         return self.finding(
             "error",
-            f"The rows of the script {what}: {found.kind}: {found.message}",
+            f"{what}: {found.kind}: {found.message}",
             location=Location("file", place.file, found.line or place.line),
             evidence=(
-                Measurement("exception", f"{found.kind}: {found.message}", found.release),
                 Measurement(
-                    "raised at", found.raised_at or "a function of the script", "its frames"
+                    "raised at", found.raised_at or "a function of the script", found.release
                 ),
                 Measurement("rows", found.rows, "the script, and files that it reads"),
                 Measurement("columns for the trainer", ", ".join(found.columns), "the script"),

@@ -50,6 +50,10 @@ _INNER, _WIDTH, _TABLES = 5_000_000, 64, 2
 _NOT_OF_ROWS = re.compile(r"does not require grad|CUDA|bitsandbytes|flash[_-]?attn|kernels?\b")
 
 
+#: Packages that say nothing about rows.
+_OTHERS = ("peft/", "bitsandbytes/", "accelerate/")
+
+
 class _ProgramError(Exception):
     """What was raised at a stage, of the program's doing."""
 
@@ -123,7 +127,7 @@ class _Run:
 
     def looked_at(self, folder: str) -> FirstBatch:
         maker = Maker(self.tokenizer, None)
-        maker.cache = folder
+        maker.cache, maker.folder = folder, Path(self.plan["folder"])
         package = release(self.cls.__module__.partition(".")[0])
         try:
             report_progress("making the rows")
@@ -154,6 +158,8 @@ class _Run:
             raise NotFollowedError("no rows are left")
         names = getattr(train, "column_names", None)
         first = train[0] if names is None and isinstance(train, list) else None
+        if first is not None and not isinstance(first, dict):
+            raise NotFollowedError("what stands for rows")
         found = names if isinstance(names, list) else (first if isinstance(first, dict) else ())
         self.columns = tuple(str(name) for name in found)
 
@@ -232,10 +238,7 @@ class _Run:
 
     def _arguments(self, folder: str) -> Any:
         made = self.plan["arguments"]
-        package, _, kind = self.plan["name"].partition(".")
-        own = kind.rpartition(".")[2].removesuffix("Trainer")
-        default = f"{package}.{own}Config" if package == "trl" else "transformers.TrainingArguments"
-        name = made["name"] if made else default
+        name = made["name"] if made else refused_trainer.own_arguments_class(self.cls)
         values = dict(made["values"]) if made else {}
         known = {
             one.name for one in dataclasses.fields(class_named("transformers.TrainingArguments"))
@@ -290,7 +293,8 @@ class _stage:
             if is_out_of_memory(one) or isinstance(one, (ImportError, _ProgramError, OSError)):
                 return
         said = f"{type(error).__name__}: {error}"
-        if NOT_THEIRS.search(said) or _NOT_OF_ROWS.search(said):
+        others = _raised_at(error).startswith(_OTHERS)
+        if others or NOT_THEIRS.search(said) or _NOT_OF_ROWS.search(said):
             raise EvidenceError(said) from error
         raise _ProgramError(self.name, error) from error
 

@@ -5,6 +5,7 @@ out by ``plain_code``."""
 from __future__ import annotations
 
 import ast
+import csv
 import functools
 import importlib
 import json
@@ -15,13 +16,18 @@ from typing import Any
 
 from lora_doctor.evidence.plain_code import PlainFunction
 from lora_doctor.evidence.plain_statements import Budget
-from lora_doctor.evidence.plain_values import Allowed, Made, NotFollowedError
+from lora_doctor.evidence.plain_values import Allowed, Made, NotFollowedError, OpenedText
+from lora_doctor.evidence.refused_arguments import named as imported_as
 from lora_doctor.recipe.program.code_of import parsed_code
+from lora_doctor.static.named_file import named_file
 
 #: A file that is read as a whole; of more rows only the first would be, and what follows from
 #: their number (splits, steps) would be another.
 _MOST_BYTES = 8 << 20
 _MOST_ROWS = 4_000
+#: Methods of a set that read files, and who reads them.
+_FROM_FILES = {"from_json": "json", "from_csv": "csv", "from_text": "text",
+               "from_parquet": "parquet"}  # fmt: skip
 _BUILDERS = ("json", "csv", "text", "parquet")
 _OF_SETS = frozenset(
     {"map", "filter", "shuffle", "select", "train_test_split", "rename_column", "rename_columns",
@@ -34,6 +40,7 @@ _COLLATORS = re.compile(r"(?:transformers|trl)(?:\.\w+)*\.(?:DataCollator\w*|def
                         r"|DefaultDataCollator)")  # fmt: skip
 _COMPUTES: Mapping[str, Callable[[], Callable[..., Any]]] = {
     "json.loads": lambda: json.loads, "json.dumps": lambda: json.dumps,
+    "json.load": lambda: _loaded_json, "csv.DictReader": lambda: _rows_of_csv,
     "torch.tensor": lambda: _torch("tensor"), "torch.LongTensor": lambda: _torch("LongTensor"),
 }  # fmt: skip
 #: Values that the description names and that are no calls.
@@ -99,6 +106,7 @@ class Maker:
         if code is None or isinstance(code, ast.AsyncFunctionDef):
             raise NotFollowedError("code")
         names = {name: self._or_gap(one) for name, one in node["names"].items()}
+        names.setdefault("open", Allowed(self._opened))
         owner = self.value(node["owner"]) if "owner" in node else None
         return PlainFunction(code, names, self.budget, node["line"], owner)
 
@@ -110,13 +118,16 @@ class Maker:
             return error
 
     def _object(self, node: Mapping[str, Any]) -> OwnObject:
-        found = OwnObject({}, {})
-        found.attributes.update(
-            {name: self._or_gap(one) for name, one in node["attributes"].items()}
-        )
-        found.methods.update(
-            {name: self._function(one).bound(found) for name, one in node["methods"].items()}
-        )
+        found = OwnObject(node["class"])
+        for name, one in node["methods"].items():
+            found.methods[name] = self._function(one).bound(found)
+        start = found.methods.pop("__init__", None)
+        if start is not None and "given" in node:
+            given, named = self._arguments(node)
+            start(*given, **named)
+        else:
+            values = {name: self._or_gap(one) for name, one in node["attributes"].items()}
+            found.attributes.update(values)
         return found
 
     def _part(self, node: Mapping[str, Any]) -> Any:
@@ -141,6 +152,9 @@ class Maker:
         if "of" in node:
             return self._called(self.value(node["of"]), node)
         name = node["name"]
+        if name in _COMPUTES or name == "builtins.open":
+            given, named = self._arguments(node)
+            return (self._opened if name == "builtins.open" else _COMPUTES[name]())(*given, **named)
         if name == "functools.partial":
             given, named = self._arguments(node)
             return functools.partial(given[0], *given[1:], **named)
@@ -177,22 +191,26 @@ class Maker:
         datasets.logging.set_verbosity_error()
         datasets.disable_progress_bars()
         method = name.rpartition(".")[2]
-        if method == "load_dataset":
+        if method in ("load_dataset", *_FROM_FILES):
             return self._loaded(datasets, node)
         given, named = self._arguments(node)
         self._reached(node)
         if method in ("from_list", "from_dict") and name.startswith("datasets.Dataset."):
             return _small(getattr(datasets.Dataset, method)(*given, **named))
-        if method == "DatasetDict":
-            return datasets.DatasetDict(*given, **named)
+        if method in ("DatasetDict", "concatenate_datasets"):
+            return getattr(datasets, method)(*given, **named)
         raise NotFollowedError(name)
 
     def _loaded(self, datasets: Any, node: Mapping[str, Any]) -> Any:
         """``load_dataset("json", data_files=...)``: files that lie here, and nothing else."""
         given, named = self._arguments({**node, "named": {
-            key: one for key, one in node["named"].items() if key != "data_files"
+            key: one for key, one in node["named"].items()
+            if key not in ("data_files", "path_or_paths")
         }})  # fmt: skip
         builder = named.pop("path", None) or (given[0] if len(given) == 1 else None)
+        of_file = _FROM_FILES.get(node["name"].rpartition(".")[2])
+        if of_file is not None:
+            builder, named = of_file, {"split": "train", **named}
         files = self.value(node["files"])
         if builder not in _BUILDERS or set(named) - {"split"}:
             raise NotFollowedError("load_dataset")
@@ -203,16 +221,27 @@ class Maker:
             datasets.load_dataset(builder, data_files=files, cache_dir=self.cache, **named)
         )
 
-    #: Folder in which sets are kept while they are made.
+    def _opened(self, path: Any, mode: str = "r", **more: Any) -> OpenedText:
+        """A text file that lies here, to be read."""
+        found = named_file(str(path), (Path(), self.folder))
+        if found is None or mode not in ("r", "rt") or set(more) - {"encoding", "newline"}:
+            raise NotFollowedError("open")
+        if found.stat().st_size > _MOST_BYTES:
+            raise NotFollowedError("a long file")
+        return OpenedText(found.read_text(more.get("encoding") or "utf-8"))
+
+    #: Folder in which sets are kept while they are made, and the one where the program is.
     cache: str = ""
+    folder: Path = Path()
 
 
 class OwnObject(Made):
     """An object of a class of the program's: what is set on it, and its methods."""
 
-    def __init__(self, attributes: dict[str, Any], methods: dict[str, PlainFunction]) -> None:
-        self.attributes = attributes
-        self.methods = methods
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.attributes: dict[str, Any] = {}
+        self.methods: dict[str, PlainFunction] = {}
 
     def attribute(self, name: str) -> Any:
         found = self.attributes.get(name, self.methods.get(name))
@@ -221,6 +250,9 @@ class OwnObject(Made):
         if isinstance(found, NotFollowedError):
             raise found
         return found
+
+    def set(self, name: str, value: Any) -> None:
+        self.attributes[name] = value
 
 
 def as_rows(value: Any) -> Any:
@@ -234,7 +266,7 @@ def as_rows(value: Any) -> Any:
         name: _method(value.methods[name]) for name in ("__getitem__", "__len__")
         if name in value.methods
     }  # fmt: skip
-    return type("Rows", (torch_set,), methods)()
+    return type(value.name, (torch_set,), methods)()
 
 
 def as_collator(value: Any) -> Any:
@@ -268,10 +300,19 @@ class _Module(Made):
         return _Module(full)
 
 
+def _loaded_json(file: OpenedText) -> Any:
+    return json.loads(file.read())
+
+
+def _rows_of_csv(file: OpenedText) -> list[dict[str, Any]]:
+    return list(csv.DictReader(file.lines))
+
+
 def _imported(name: str) -> Any:
-    package, _, rest = name.partition(".")
-    found = importlib.import_module(package)
-    return getattr(found, rest.rpartition(".")[2])
+    try:
+        return imported_as(name)
+    except (ImportError, AttributeError) as error:
+        raise NotFollowedError(name) from error
 
 
 def _torch(name: str) -> Any:

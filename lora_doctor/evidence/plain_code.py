@@ -22,6 +22,7 @@ from lora_doctor.evidence.plain_values import (
     Allowed,
     Made,
     NotFollowedError,
+    OpenedText,
     is_dictionary,
     is_encoding,
     is_plain,
@@ -298,6 +299,8 @@ class _Frame(Statements):
 
     def items(self, node: ast.expr) -> Iterator[Any]:
         found = self.value(node)
+        if isinstance(found, OpenedText):
+            found = found.lines
         if not isinstance(found, (list, tuple, str, set, range, zip, enumerate, reversed)) and not (
             is_dictionary(found) or type(found).__name__ in VIEWS
         ):

@@ -7,7 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_doctor.evidence.plain_values import NotFollowedError, is_dictionary, short
+from lora_doctor.evidence.plain_values import (
+    Made,
+    NotFollowedError,
+    OpenedText,
+    is_dictionary,
+    short,
+)
 
 #: Operations of one run.
 _MOST_STEPS = 3_000_000
@@ -84,7 +90,17 @@ class Statements(ABC):
         del node
 
     def _expr(self, node: ast.Expr) -> None:
-        self.value(node.value)
+        if ast.unparse(node.value) != "super().__init__()":  # of a set of torch, which does nothing
+            self.value(node.value)
+
+    def _with(self, node: ast.With) -> None:
+        for item in node.items:
+            opened = self.value(item.context_expr)
+            if not isinstance(opened, OpenedText):
+                raise NotFollowedError("with")
+            if item.optional_vars is not None:
+                self.bind(item.optional_vars, opened)
+        self.block(node.body)
 
     def _return(self, node: ast.Return) -> None:
         raise Left("return", self.value(node.value) if node.value is not None else None)
@@ -166,6 +182,11 @@ class Statements(ABC):
             if not (isinstance(owner, list) or is_dictionary(owner)):
                 raise NotFollowedError("entry")
             owner[self.value(target.slice)] = value
+        elif isinstance(target, ast.Attribute):
+            owner = self.value(target.value)
+            if not isinstance(owner, Made):
+                raise NotFollowedError("attribute")
+            owner.set(target.attr, value)
         else:
             raise NotFollowedError("target")
 

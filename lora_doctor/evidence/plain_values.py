@@ -47,6 +47,25 @@ class Made:
         """
         raise NotFollowedError(name)
 
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute; raises as :meth:`attribute`."""
+        raise NotFollowedError(name)
+
+
+class OpenedText(Made):
+    """A text file that was opened to be read."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = text.splitlines(keepends=True)
+
+    def read(self) -> str:
+        return "".join(self.lines)
+
+    def attribute(self, name: str) -> Any:
+        if name in ("read", "readlines"):
+            return Allowed(self.read if name == "read" else lambda: list(self.lines))
+        raise NotFollowedError(name)
+
 
 class Allowed:
     """A function of a library that only computes, by its dotted name."""

@@ -154,12 +154,24 @@ def release(package: str) -> str:
 
 def class_of(name: str) -> Any:
     """The class of a dotted name; ``None`` where it is not there."""
-    package, _, kind = name.partition(".")
     try:
-        found = getattr(importlib.import_module(package), kind.rpartition(".")[2], None)
+        found = named(name)
     except Exception:  # noqa: BLE001 - a package that does not import says so elsewhere
         return None
     return found if dataclasses.is_dataclass(found) else None
+
+
+def named(name: str) -> Any:
+    """What a dotted name stands for: in its module, or as its package offers it as well.
+
+    Raises:
+        Exception: as the import does, or AttributeError.
+    """
+    module, _, kind = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError):
+        return getattr(importlib.import_module(name.partition(".")[0]), kind)
 
 
 def _fields(cls: Any) -> set[str]:

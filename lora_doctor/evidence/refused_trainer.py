@@ -23,7 +23,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
-from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.evidence.refused_arguments import NOT_THEIRS, class_of, named, release, text_of
 from lora_doctor.evidence.reload import quantized, saved
 from lora_doctor.evidence.tokenizer import load_tokenizer
 from lora_doctor.model import loading, training_setup
@@ -134,7 +134,7 @@ class Maker:
         """As the class's own defaults have it, with an adapter that every model takes."""
         import peft
 
-        arguments = new_arguments(self._arguments_class(), {}, self.folder)
+        arguments = new_arguments(self._own_arguments_class(), {}, self.folder)
         config = peft.LoraConfig(target_modules=[_a_linear(self.model)])
         self._make(rows, arguments, config, self._needed())
 
@@ -174,11 +174,12 @@ class Maker:
 
     def _arguments_class(self) -> str:
         made = self.trainer["arguments"]
-        if made is not None:
-            return str(made["name"])
-        package, _, name = self.trainer["name"].partition(".")
-        own = name.rpartition(".")[2].removesuffix("Trainer")
-        return f"{package}.{own}Config" if package == "trl" else "transformers.TrainingArguments"
+        return str(made["name"]) if made is not None else own_arguments_class(self.cls)
+
+    def _own_arguments_class(self) -> str:
+        """The class whose defaults the trainer takes; the script's, where that is not known."""
+        own = own_arguments_class(self.cls)
+        return own if class_of(own) is not None else self._arguments_class()
 
     def _tokens(self) -> list[str]:
         """Tokens that the script names: its tokenizer has them."""
@@ -309,12 +310,19 @@ def _place(error: BaseException) -> str:
 
 
 def class_named(name: str) -> Any:
-    package, _, kind = name.partition(".")
     try:
-        found = getattr(importlib.import_module(package), kind.rpartition(".")[2])
+        return named(name)
     except Exception as error:
         raise EvidenceError(f"{name} cannot be imported: {type(error).__name__}") from error
-    return found
+
+
+def own_arguments_class(cls: Any) -> str:
+    """The dotted name of the arguments class that goes with a trainer's class, by its name."""
+    package, own = cls.__module__.partition(".")[0], cls.__name__.removesuffix("Trainer")
+    if package != "trl":
+        return f"{package}.{own}TrainingArguments"
+    beside = f"{cls.__module__.rpartition('.')[0]}.{own}Config"  # of an experimental trainer
+    return beside if class_of(beside) is not None else f"trl.{own}Config"
 
 
 def new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:

@@ -86,6 +86,7 @@ def _described(setup: Setup, call: Call) -> dict[str, Any]:
         "tokenizer": _of_tokenizer(setup, tokenizer, describer),
         "tokenizer_given": not is_none(call.value("processing_class") or call.value("tokenizer")),
         "labels": _of_labels(model),
+        "folder": str(program.path.parent.resolve()),
         "resized": any(one.method == "resize_token_embeddings" for one in program.calls),
     }
 

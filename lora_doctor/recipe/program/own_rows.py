@@ -38,6 +38,8 @@ from lora_doctor.static.program.values import (
 Node = dict[str, Any]
 #: Packages whose calls can be made again; the other process knows which of them it makes.
 _PACKAGES = ("datasets", "transformers", "trl", "torch", "functools")
+#: Calls that read a text file.
+_FILES = ("builtins.open", "json.load", "json.loads", "csv.DictReader")
 #: Methods that change a set in place.
 _IN_PLACE = frozenset({"set_format", "reset_format", "set_transform"})
 #: Keys of a dictionary that were numbers or constants, as far as their text tells.
@@ -138,12 +140,16 @@ class Describer:
             found["of"] = self.node(call.receiver)
             self._before = kept
             found["name"] = call.method
-        elif top(call.name) not in _PACKAGES:
+        elif top(call.name) not in _PACKAGES and call.name not in _FILES:
             raise NotPlainError(value)
         found["given"] = [self.node(one.value) for one in call.positional]
         found["named"] = self._named(call.keywords)
         if call.method == "load_dataset":
             found["files"] = self._files(call)
+        elif call.method.startswith("from_") and call.name.startswith("datasets.Dataset."):
+            paths = call.value("path_or_paths", 0)
+            if call.method not in ("from_list", "from_dict"):
+                found["files"] = self._file(paths) if paths is not None else self.node(None)
         return self._changed(found, value)
 
     def _named(self, keywords: AnyMapping[str, Argument]) -> dict[str, Node]:
@@ -224,16 +230,19 @@ class Describer:
         return self._stores[id(unit)].get(name, 0) > 1
 
     def _instance(self, value: Instance) -> Node:
-        """An object of a class of the program's: what is set on it, and its methods."""
+        """An object of a class of the program's: what is set on it, its methods, and what its
+        constructor was given."""
+        found: Node = {"is": "object", "attributes": self._attributes(value.attributes),
+                       "methods": {}, "class": ""}  # fmt: skip
         if value.of is None:
-            return {"is": "object", "attributes": self._attributes(value.attributes), "methods": {}}
-        methods = {
-            name: self._function(found)
-            for name, found in _methods(value.of).items()
-            if name != "__init__"
-        }
-        return {"is": "object", "attributes": self._attributes(value.attributes),
-                "methods": methods}  # fmt: skip
+            return found
+        found["class"] = value.of.name
+        found["methods"] = {name: self._function(one) for name, one in _methods(value.of).items()}
+        if value.made is not None:
+            given, named = value.made
+            found["given"] = [self.node(one.value) for one in given]
+            found["named"] = {name: self.node(one.value) for name, one in named.items()}
+        return found
 
     def _attributes(self, attributes: AnyMapping[str, Value]) -> dict[str, Node]:
         found: dict[str, Node] = {}

@@ -21,6 +21,9 @@ from lora_doctor.static.program.values import (
     same,
 )
 
+#: Under which a thing of a library's has the entries that the program has set.
+ENTRIES = "[...]"
+
 
 class Bindings(ABC):
     """Follows what is bound to a name, an attribute or an entry; the value of a node is left to the
@@ -120,7 +123,9 @@ class Bindings(ABC):
         owner = self.value(target.value)
         index = target.slice[0].slice if len(target.slice) == 1 else None
         key = self.value(index.value) if isinstance(index, cst.Index) else None
-        if isinstance(owner, Mapping) and isinstance(key, Known):
+        if isinstance(owner, Thing):  # only its library knows what is in it now
+            owner.attributes[ENTRIES] = self.unknown(target)
+        elif isinstance(owner, Mapping) and isinstance(key, Known):
             known = not self.unsure and not self.repeated
             owner.entries[str(key.value)] = value if known else self.unknown(target)
             owner.spans.pop(str(key.value), None)

@@ -110,8 +110,10 @@ class Expressions:
         parts = []
         for part in node.parts:
             if isinstance(part, cst.FormattedStringText):
-                parts.append(ast.literal_eval(f'"""{part.value}"""') if "\\" in part.value
-                             else part.value.replace("{{", "{").replace("}}", "}"))  # fmt: skip
+                text = _text_of(part.value)
+                if text is None:
+                    return None
+                parts.append(text)
                 continue
             assert isinstance(part, cst.FormattedStringExpression)
             found = self.value(part.expression)
@@ -295,6 +297,17 @@ class Expressions:
         if isinstance(node.target, cst.Name):
             self.follower.scope.names[node.target.value] = found
         return found
+
+
+def _text_of(written: str) -> str | None:
+    """What a piece of an f-string says; ``None`` where it ends in what ends a string here."""
+    text = written
+    if "\\" in written:
+        try:
+            text = str(ast.literal_eval(f'"""{written}"""'))
+        except (SyntaxError, ValueError):
+            return None
+    return text.replace("{{", "{").replace("}}", "}")
 
 
 def combined(kind: str, left: Value, right: Value) -> Value | None:

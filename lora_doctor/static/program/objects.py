@@ -99,6 +99,7 @@ def call_object(
     found = Instance(callee, {})
     start = attribute(follower, found, "__init__")
     if isinstance(start, Function):
+        found.made = (positional, keywords)
         follower.run(start, positional, keywords)
         return found
     fields = fields_of(callee)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -148,12 +148,16 @@ class Class:
 
 @dataclass
 class Instance:
-    """An object of a class of the user's, or a namespace of arguments."""
+    """An object of a class of the user's, or a namespace of arguments. ``made``: what its
+    constructor was given, where the class has one."""
 
     of: Class | None
     attributes: dict[str, Value]
     span: Span | None = None
     via: tuple[str, ...] = ()
+    made: tuple[Sequence[Argument], dict[str, Argument]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
 
 @dataclass
