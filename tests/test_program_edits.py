@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lora_doctor
+from lora_doctor.errors import InputError
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.program.edits import edited_program, program_holds
@@ -355,3 +356,111 @@ def test_an_adapter_of_another_kind_is_another_config(
         "q_proj",
         "v_proj",
     ]
+
+
+_OF_A_MODULE = """\
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+IMPORT
+
+model = AutoModelForCausalLM.from_pretrained("org/model")
+model = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
+"""
+_PARSED = """\
+from transformers import HfArgumentParser
+from settings import Arguments
+
+(args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+print(args.targets)"""
+_FIELDS = """\
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Arguments:
+    # which layers
+    targets: list[str] = field(default_factory=lambda: ["query", "v_proj"])
+"""
+_MADE = """\
+from peft import LoraConfig
+
+
+def lora(rank=8):
+    return LoraConfig(r=rank, target_modules=["query", "v_proj"])  # attention
+"""
+
+
+@pytest.mark.parametrize(
+    ("imported", "read", "settings_text"),
+    [
+        ("from settings import *", "TARGETS", 'TARGETS = ["query", "v_proj"]\r\nRANK = 8\r\n'),
+        ("import settings as s", "s.TARGETS", "TARGETS = 'query,v_proj'.split(',')  # größer\n"),
+        (_PARSED, "args.targets", _FIELDS),
+        ("from settings import lora", "", _MADE),
+    ],
+)
+def test_a_value_is_changed_in_the_module_that_has_it(
+    tmp_path: Path, imported: str, read: str, settings_text: str
+) -> None:
+    """And not written over the name by which the script reads it, which would then do nothing. A
+    module that another script imports too stays as it is."""
+    script = tmp_path / "train.py"
+    text = _OF_A_MODULE.replace("IMPORT", imported).replace("TARGETS", read)
+    if not read:
+        text = text.replace("LoraConfig(r=8, target_modules=)", "lora()")
+    beside = tmp_path / "settings.py"
+    script.write_bytes(text.encode())
+    beside.write_bytes(settings_text.encode())
+    edit = Edit("target_modules", ["q_proj", "v_proj"])
+    written = edited_program(read_setup(script).recipe, [edit]).written
+    assert written is not None and written.data == text.encode()
+    assert written.beside == {beside: settings_text.replace("query", "q_proj").encode()}
+    (tmp_path / "evaluate.py").write_text("from settings import *\n")
+    recipe = read_setup(script).recipe
+    if not read:  # there is no other place for it
+        assert not program_holds(recipe, edit)
+        return
+    written = edited_program(recipe, [edit]).written
+    assert written is not None and written.beside == {beside: settings_text.encode()}
+    assert b'target_modules=["q_proj", "v_proj"]' in (written.data or b"")
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "default"),
+    [
+        ("import argparse\np = argparse.ArgumentParser()\np.add_argument('--rank', default={})\n"
+         "args = p.parse_args()\n", "args.rank", '"8"'),
+        ("import argparse\np = argparse.ArgumentParser()\n"
+         "p.add_argument('--rank', type=int, default={})\nargs = p.parse_args()\n",
+         "args.rank", "4"),
+        ("from dataclasses import dataclass\nfrom transformers import HfArgumentParser\n"
+         "@dataclass\nclass A:\n    rank: int = {}\n"
+         "(args,) = HfArgumentParser(A).parse_args_into_dataclasses()\n", "args.rank", "4"),
+    ],
+)  # fmt: skip
+def test_an_option_stays_one(tmp_path: Path, before: str, read: str, default: str) -> None:
+    """Its default is changed, also where more than one reads it: a number in the place of
+    ``args.rank`` would make the option one that does nothing."""
+    text = f"{before}print({read})\n" + _OF_A_MODULE.replace("r=8", f"r={read}").replace(
+        "IMPORT", ""
+    ).replace("TARGETS", '["q_proj"]')
+    script = tmp_path / "train.py"
+    script.write_text(text.format(default))
+    written = edited_program(read_setup(script).recipe, [Edit("r", 16)]).written
+    assert written is not None and written.data == text.format("16").encode()
+
+
+def test_a_module_that_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    script, beside = tmp_path / "train.py", tmp_path / "settings.py"
+    text = _OF_A_MODULE.replace("IMPORT", "from settings import DROPOUT")
+    script.write_text(text.replace("target_modules=TARGETS", "lora_dropout=DROPOUT"))
+    beside.write_text("DROPOUT = '0.1'\n")
+    plan = Plan.make(str(script), str(tmp_path), write=True)
+    recipe = read_setup(script).recipe
+    fixed = edited_program(recipe, [Edit("lora_dropout", 0.1)])
+    diagnosis = lora_doctor.check(str(script), depth="static")
+    diagnosis = replace(diagnosis, recipe=recipe, fixed_recipe=fixed)
+    assert "-DROPOUT = '0.1'\n+DROPOUT = 0.1\n" in (plan.with_diff(diagnosis).recipe_diff or "")
+    beside.write_text("DROPOUT = '0.2'\n")
+    with pytest.raises(InputError, match=r"settings\.py: was changed while"):
+        plan.with_diff(diagnosis)

@@ -195,7 +195,8 @@ def _of_program(file: Path, words: tuple[str, ...], format: str | None) -> Recip
 
 
 def _program_texts(recipe: Recipe, edits: list[Edit]) -> dict[Path, bytes]:
-    """The script after the edits, and the shell file that starts it, where they change."""
+    """The script after the edits, the files that it imports and the shell file that starts it,
+    where they change."""
     from lora_doctor.recipe.program.edits import edited_program
 
     before, after = recipe.written, edited_program(recipe, edits).written
@@ -203,6 +204,7 @@ def _program_texts(recipe: Recipe, edits: list[Edit]) -> dict[Path, bytes]:
     texts: dict[Path, bytes] = {}
     if after.data is not None and after.data != before.data:
         texts[recipe.file] = after.data
+    texts |= {path: data for path, data in after.beside.items() if data != before.beside.get(path)}
     old = before.start.data if before.start is not None else None
     if after.start is not None and after.start.data != old:
         texts[Path(after.start.place.file)] = after.start.data

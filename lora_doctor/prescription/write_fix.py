@@ -189,7 +189,7 @@ class Plan:
         file, held, format = self.recipe_file, self.held, self.format
         program = self._program(diagnosis)
         if program is not None:
-            return {file: program, **_shell_file(diagnosis)}
+            return {file: program, **_shell_file(diagnosis), **_imported_files(diagnosis)}
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
         placed = [edit for edit in edits if holds_edit(file, held, edit, format)]
         edited = edited_files(file, held, placed, format)
@@ -262,6 +262,27 @@ def _shell_file(diagnosis: Diagnosis) -> dict[Path, bytes]:
         if path.read_bytes() != before.data:
             raise _changed(path)
     return {path: after.data}
+
+
+def _imported_files(diagnosis: Diagnosis) -> dict[Path, bytes]:
+    """The files that the script imports and a fix changes.
+
+    Raises:
+        InputError: one was changed while the run was going on.
+    """
+    read, fixed = diagnosis.recipe.written, diagnosis.fixed_recipe
+    if read is None or fixed is None or fixed.written is None:
+        return {}
+    found = {
+        path: data
+        for path, data in fixed.written.beside.items()
+        if path in read.beside and data != read.beside[path]
+    }
+    for path in found:
+        with _named(path):
+            if path.read_bytes() != read.beside[path]:
+                raise _changed(path)
+    return found
 
 
 def _before(path: Path, held: Mapping[Path, bytes]) -> str:

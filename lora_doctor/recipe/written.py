@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_doctor.static.place import Place
@@ -34,3 +35,5 @@ class Written:
     arguments: tuple[str, ...] = ()
     #: The command in a shell file that starts it with them.
     start: Start | None = None
+    #: The files beside it that it imports, with the content that was read.
+    beside: Mapping[Path, bytes] = field(default_factory=dict, repr=False)

@@ -18,8 +18,9 @@ from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setting, Setup
 from lora_doctor.recipe.program.splices import Splice, added, list_changed, literal, removed
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.static.program.imported_by import may_edit
 from lora_doctor.static.program.units import Span
-from lora_doctor.static.program.values import Call, Items, Known, Reference
+from lora_doctor.static.program.values import OPTION, Call, Items, Known, Reference
 
 
 class CannotEditError(Exception):
@@ -55,10 +56,10 @@ def edited_program(
     changes += [_located(setup, rewrite) for rewrite in rewrites]
     unique = [change for n, change in enumerate(changes) if change not in changes[:n]]
     of_command = [change for change in unique if is_of_command(setup, change[0])]
-    data = setup.program.with_changes([one for one in unique if one not in of_command])
+    data, beside = setup.program.with_changes([one for one in unique if one not in of_command])
     arguments, start = edited_start(recipe.written, of_command)
     try:
-        after = read_setup(recipe.file, data, arguments, start)
+        after = read_setup(recipe.file, data, arguments, start, beside)
     except InputError as error:  # of what was written here: not for the user to mend
         raise _cannot(recipe, held) from error
     _compiles(after)
@@ -96,7 +97,7 @@ def _cannot(recipe: Recipe, edits: Sequence[Edit]) -> InputError:
 
 def _compiles(setup: Setup) -> None:
     """Raises InputError where a unit of the program is not Python any more."""
-    for unit in setup.program.units:
+    for unit in (*setup.program.units, *setup.program.imported):
         if unit.python.strip() or not setup.program.cells:
             try:
                 compile(unit.python, unit.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)
@@ -174,7 +175,7 @@ def _without(setup: Setup, key: str, setting: Setting | None) -> list[Splice]:
     if setting.argument is None or setting.argument.unpacked or setting.call is None:
         raise CannotEditError
     found = removed(setting.call, setting.argument)
-    if found is None or not found[0].unit.editable:
+    if found is None or not may_edit(setup.program, found[0].unit):
         raise CannotEditError
     return [found]
 
@@ -197,14 +198,15 @@ def _joined(setup: Setup, setting: Setting, value: Any) -> Splice | None:
 
 
 def _is_own(setup: Setup, setting: Setting) -> bool:
-    """Whether the literal is read by nobody else, and stands in the program itself."""
+    """Whether the literal is read by nobody else, and stands in the program or in a file that only
+    the program imports. Whatever reads an option follows it, as it does on the command line."""
     span = setting.value.span
-    reads = setup.program.reads or {}
-    return (
-        span is not None
-        and span.unit.editable
-        and all(reads.get(name, 0) <= 1 for name in setting.value.via)
-    )
+    if span is None or not may_edit(setup.program, span.unit):
+        return False
+    reads = setup.program.reads if span.unit.editable else setup.program.all_reads
+    names = setting.value.via
+    option = next((n for n, name in enumerate(names) if name.startswith(OPTION)), len(names))
+    return all((reads or {}).get(name, 0) <= 1 for name in names[:option])
 
 
 def _editable(setup: Setup, setting: Setting) -> Span:
@@ -215,7 +217,9 @@ def _editable(setup: Setup, setting: Setting) -> Span:
     argument = setting.argument
     if is_of_command(setup, literal_span or _of_words(setting)):
         raise CannotEditError  # the command that starts the program would go on to say otherwise
-    if argument is None or argument.unpacked or not argument.span.unit.editable:
+    if argument is None or argument.unpacked:
+        raise CannotEditError
+    if not may_edit(setup.program, argument.span.unit):
         raise CannotEditError
     return argument.span
 
@@ -235,7 +239,7 @@ def _new(setup: Setup, key: str, value: Any) -> list[Splice]:
     call = setup.parts.get(part)
     if part == "quantization" and call is None:
         return _new_quantization(setup, key, value)
-    if call is None or not call.span.unit.editable or call.node is None:
+    if call is None or not may_edit(setup.program, call.span.unit) or call.node is None:
         raise CannotEditError
     if part == "adapter" and key not in ADAPTER_KEYS and key in ("peft_type", "task_type"):
         raise CannotEditError
@@ -286,7 +290,7 @@ def _knows_dtype() -> bool:
 
 def _new_quantization(setup: Setup, key: str, value: Any) -> list[Splice]:
     loader = setup.parts.get("loading")
-    if loader is None or loader.node is None or not loader.span.unit.editable:
+    if loader is None or loader.node is None or not may_edit(setup.program, loader.span.unit):
         raise CannotEditError
     if key not in ("load_in_4bit", "load_in_8bit") or value is not True:
         raise CannotEditError

@@ -12,9 +12,9 @@ from lora_doctor.static.program.units import Span, Unit
 def name_of(program: Program, unit: Unit, module: str, name: str) -> tuple[str, list[Splice]]:
     """How ``unit`` writes ``module.name`` (``name`` itself a module where ``module`` is empty), and
     the import that has to be added for it. Imports of a notebook's earlier cells count."""
-    upto = program.units.index(unit) if unit in program.units else len(program.units) - 1
+    upto = program.units.index(unit) + 1 if unit in program.units else 0
     known = None
-    for one in program.units[: upto + 1]:
+    for one in program.units[:upto] or [unit]:
         for line in one.module.body:
             known = _imported_as(line, module, name) or known
     if known is not None:

@@ -84,8 +84,10 @@ def read_setup(
     data: bytes | None = None,
     arguments: tuple[str, ...] = (),
     start: Start | None = None,
+    beside: Mapping[Path, bytes] | None = None,
 ) -> Setup:
-    """The set-up in a script or notebook; ``data``: its content instead of what the file has.
+    """The set-up in a script or notebook; ``data``: its content instead of what the file has, and
+    ``beside``: that of files which it imports.
     ``start``: the command in a shell file that starts it with these ``arguments``.
 
     Raises:
@@ -94,12 +96,19 @@ def read_setup(
     if data is None:
         _read.cache_clear()  # what it imports may be another by now, too
         data = program_bytes(path)
-    return _read(path, data, arguments, start)
+    return _read(path, data, arguments, start, tuple((beside or {}).items()))
 
 
 @functools.lru_cache(maxsize=16)
-def _read(path: Path, data: bytes, arguments: tuple[str, ...], start: Start | None) -> Setup:
-    return _Reader(read_program(path, data, arguments=arguments, start=start)).read()
+def _read(
+    path: Path,
+    data: bytes,
+    arguments: tuple[str, ...],
+    start: Start | None,
+    beside: tuple[tuple[Path, bytes], ...],
+) -> Setup:
+    program = read_program(path, data, arguments=arguments, start=start, beside=dict(beside))
+    return _Reader(program).read()
 
 
 @dataclass
@@ -356,6 +365,7 @@ class _Reader:
             data=self.program.data,
             arguments=self.program.arguments,
             start=self.program.start,
+            beside=self.program.beside,
         )
 
 
@@ -418,7 +428,7 @@ def setup_of(recipe: Recipe) -> Setup | None:
     if not is_program(recipe.file):
         return None
     written = recipe.written
-    return read_setup(recipe.file, written.data, written.arguments, written.start)
+    return read_setup(recipe.file, written.data, written.arguments, written.start, written.beside)
 
 
 def read_program_recipe(

@@ -12,6 +12,7 @@ from lora_doctor.static.program.functions import option_name
 from lora_doctor.static.program.objects import fields_of, library_base
 from lora_doctor.static.program.parsed_words import given_fields, given_options
 from lora_doctor.static.program.values import (
+    OPTION,
     Call,
     Class,
     Instance,
@@ -22,6 +23,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    through,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def _option(call: Call) -> tuple[str, Value] | None:
         return None
     default = call.value("default")
     if default is not None:
-        return name, _converted(default, call.value("type"))
+        return name, through(_converted(default, call.value("type")), f"{OPTION}{name}")
     action = _plain(call.value("action"))
     if action in ("store_true", "store_false"):
         return name, Known(action == "store_false")
@@ -130,7 +132,8 @@ def _of_classes(follower: Context, call: Call, parsing: Call) -> Iterator[Value]
     for item in first.items if isinstance(first, Items) else [first]:
         given = {**from_file, **given_fields(follower.script_arguments)}
         if isinstance(item, Class) and not library_base(item):
-            fields = fields_of(item)
+            declared = fields_of(item)
+            fields = {name: through(one, f"{OPTION}{name}") for name, one in declared.items()}
             yield Instance(item, {**fields, **{n: v for n, v in given.items() if n in fields}})
         elif isinstance(item, Class):
             yield Instance(item, {**fields_of(item), **given})

@@ -42,6 +42,9 @@ class Context(Protocol):
     attribute_reads: list[AttributeRead]
     #: The ``try`` blocks around that are ready for a name that is not there.
     guarded: int
+    #: The content of those files; what is given for one is read in the place of what it has.
+    beside: dict[Path, bytes]
+    imported: list[Unit]
     #: Conditions around that are not known, and loops of which one round stands for all.
     unsure: int
     repeated: int

@@ -49,9 +49,14 @@ class Follower(Statements):
     """What is known at the place that has been reached."""
 
     def __init__(
-        self, folder: Path, script_arguments: Sequence[str] = (), start: Start | None = None
+        self,
+        folder: Path,
+        script_arguments: Sequence[str] = (),
+        start: Start | None = None,
+        beside: dict[Path, bytes] | None = None,
     ) -> None:
         self.folder = folder
+        self.beside = dict(beside or {})
         self.script_arguments = tuple(script_arguments)
         self.start = start
         self.scope = Scope({"__name__": Known("__main__")})
@@ -63,6 +68,7 @@ class Follower(Statements):
         self.modules: dict[Path, ModuleValue | None] = {}
         self.followed: set[int] = set()
         self.units: list[Unit] = []
+        self.imported: list[Unit] = []
         self.unit: Unit
         self.frames: list[Frame] = []
         self.unsure = 0
@@ -92,12 +98,11 @@ class Follower(Statements):
                 place = value.unit.span(value.node)
                 self.run(value, (), as_keywords(given_fields(self.script_arguments), place))
 
-    def reads(self) -> dict[str, int]:
-        """How often each name occurs in the program itself, but for where it is set."""
+    def reads(self, units: Sequence[Unit]) -> dict[str, int]:
+        """How often each name occurs in these units, but for where it is set."""
         found: dict[str, int] = {}
-        for unit in self.units:
-            if unit.editable:
-                _count_reads(unit.module, found)
+        for unit in units:
+            _count_reads(unit.module, found)
         return found
 
     # --- names ---------------------------------------------------------------------------------

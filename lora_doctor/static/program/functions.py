@@ -10,6 +10,7 @@ import libcst as cst
 from lora_doctor.static.program.config_files import hydra_config
 from lora_doctor.static.program.parsed_words import given_fields
 from lora_doctor.static.program.values import (
+    OPTION,
     Argument,
     Function,
     Items,
@@ -18,6 +19,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    through,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def _default(follower: Context, function: Function, parameter: cst.Param) -> Val
         required = isinstance(default, Known) and default.value is ...
         if default is None or required:
             return Unknown(name, found.call.place, _pass(name))
-        return default
+        return through(default, f"{OPTION}{name}")
     return found
 
 
@@ -102,7 +104,7 @@ def _click_default(option: Thing, name: str) -> Value:
     call = option.call
     default = call.value("default")
     if default is not None:
-        return default
+        return through(default, f"{OPTION}{name}")
     flag = call.value("is_flag")
     if isinstance(flag, Known) and flag.value is True:
         return Known(False)

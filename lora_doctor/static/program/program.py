@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_doctor.errors import EvidenceError, InputError, NotPythonError
 from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
@@ -15,6 +16,9 @@ from lora_doctor.static.program.notebook import CodeCell, code_cells, is_noteboo
 from lora_doctor.static.program.started import Start
 from lora_doctor.static.program.units import Span, Unit, magic_lines
 from lora_doctor.static.program.values import AttributeRead, Call, ImportedName, Known, Unknown
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.follow import Follower
 
 _BOM = "\ufeff"
 #: A notebook holds its pictures.
@@ -62,26 +66,40 @@ class Program:
     reads: Mapping[str, int] | None = None
     #: Attributes of libraries' objects that it reads, in their order.
     attribute_reads: tuple[AttributeRead, ...] = ()
+    #: The same with those of the files that it imports, where it does.
+    all_reads: Mapping[str, int] | None = None
+    #: The files beside it that it imports, and the content of each as it was read.
+    imported: tuple[Unit, ...] = ()
+    beside: Mapping[Path, bytes] = field(default_factory=dict)
 
-    def with_changes(self, changes: Sequence[tuple[Span, str]]) -> bytes:
-        """The file with these pieces of text replaced; all else byte for byte.
+    def with_changes(
+        self, changes: Sequence[tuple[Span, str]]
+    ) -> tuple[bytes, Mapping[Path, bytes]]:
+        """The file, and those that it imports, with these pieces of text replaced; all else byte
+        for byte.
 
         Raises:
-            InputError: two changes overlap, or one is in a file that the program only imports.
+            InputError: two changes overlap, or one is in a file that is only read.
         """
-        texts = {id(unit): unit.text for unit in self.units}
+        texts = {id(unit): unit.text for unit in (*self.units, *self.imported)}
         ordered = sorted(changes, key=lambda one: (one[0].start, one[0].end), reverse=True)
         last: dict[int, int] = {}
         for span, new in ordered:
             unit = span.unit
             if id(unit) not in texts:
-                raise InputError(f"{unit.name}: is imported by the program and not edited")
+                raise InputError(f"{unit.name}: is read by the program and not edited")
             if span.end > last.get(id(unit), len(unit.text)):
                 raise InputError(f"{self.path}: two changes meet at {span.place}; edit it by hand")
             last[id(unit)] = span.start
             text = texts[id(unit)]
             texts[id(unit)] = text[: span.start] + new + text[span.end :]
-        return self._encoded(texts)
+        beside = dict(self.beside)
+        for unit in self.imported:
+            path = Path(unit.file)
+            if texts[id(unit)] != unit.text:
+                bom = _BOM if beside[path].startswith(_BOM.encode()) else ""
+                beside[path] = f"{bom}{texts[id(unit)]}".encode()
+        return self._encoded(texts), beside
 
     def _encoded(self, texts: Mapping[int, str]) -> bytes:
         bom = self.data.startswith(_BOM.encode())
@@ -112,19 +130,28 @@ def program_bytes(path: Path) -> bytes:
 
 
 def read_program(
-    path: Path, data: bytes, *, arguments: Sequence[str] = (), start: Start | None = None
+    path: Path,
+    data: bytes,
+    *,
+    arguments: Sequence[str] = (),
+    start: Start | None = None,
+    beside: dict[Path, bytes] | None = None,
 ) -> Program:
     """Read a script or a notebook with this content. ``arguments``: words of its command line.
-    ``start``: the command in a shell file that it is started by.
+    ``start``: the command in a shell file that it is started by. ``beside``: content of files that
+    it imports, in the place of what they have.
 
     Raises:
         InputError: it is neither.
     """
+    from lora_doctor.static.program.follow import Follower
+
     where = f"MODEL {str(path)!r}"
     try:
         text = data.decode("utf-8-sig")
         with bounded(SCRIPT):
-            return _read(path, data, text, (tuple(arguments), start))
+            follower = Follower(path.parent, arguments, start, beside)
+            return _read(path, data, text, follower)
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not UTF-8 text") from None
     except NotPythonError as error:
@@ -135,19 +162,13 @@ def read_program(
         raise InputError(f"{where}: is nested too deeply to be read") from None
 
 
-def _read(
-    path: Path, data: bytes, text: str, started: tuple[tuple[str, ...], Start | None]
-) -> Program:
-    from lora_doctor.static.program.follow import Follower
-
+def _read(path: Path, data: bytes, text: str, follower: Follower) -> Program:
     cells: tuple[CodeCell, ...] = ()
     if path.suffix == ".ipynb" or is_notebook(text):
         cells = tuple(code_cells(text, path.name))
         units = [Unit(str(path), cell.text, cell.number) for cell in cells]
     else:
         units = [Unit(str(path), text)]
-    arguments, start = started
-    follower = Follower(path.parent, arguments, start)
     follower.scope.names["__file__"] = Known(str(path))
     for unit in units:
         if unit.python.strip() or not cells:
@@ -163,10 +184,13 @@ def _read(
         imports=tuple(follower.imports),
         first_rounds=tuple(follower.first_rounds),
         pins=tuple(pin for unit in units for pin in _pins(unit)),
-        arguments=arguments,
-        start=start,
-        reads=follower.reads(),
         attribute_reads=tuple(follower.attribute_reads),
+        arguments=follower.script_arguments,
+        start=follower.start,
+        reads=follower.reads([one for one in follower.units if one.editable]),
+        all_reads=follower.reads(follower.units) if follower.imported else None,
+        imported=tuple(follower.imported),
+        beside=follower.beside,
     )
 
 

@@ -55,11 +55,14 @@ def _followed(follower: Context, file: Path) -> ModuleValue | None:
         return follower.modules.get(key)
     follower.modules[key] = None  # while it is being followed: a circle of imports
     try:
-        text = read_bytes(file, PYTHON_BYTES).decode("utf-8-sig")
-        unit = Unit(str(file), text, editable=False)
+        data = follower.beside.get(file)
+        data = read_bytes(file, PYTHON_BYTES) if data is None else data
+        unit = Unit(str(file), data.decode("utf-8-sig"), editable=False)
         _ = unit.module
     except (EvidenceError, UnicodeDecodeError):
         return None
+    follower.beside[file] = data
+    follower.imported.append(unit)
     kept = follower.scope, follower.unit
     follower.scope = Scope({"__file__": Known(str(file))})
     try:

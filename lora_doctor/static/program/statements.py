@@ -74,6 +74,8 @@ class Statements(Bindings):
     start: Start | None
     assumed: list[Unknown]
     modules: dict[Path, ModuleValue | None]
+    beside: dict[Path, bytes]
+    imported: list[Unit]
     #: The functions around, and the statement.
     frames: list[Frame]
     statement: tuple[Span, int] | None

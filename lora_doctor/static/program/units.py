@@ -34,7 +34,7 @@ class Unit:
     text: str
     #: Number of the cell, from 1, counted over all cells; ``None`` for a file.
     cell: int | None = None
-    #: Whether it is the program itself; a file that it imports is not edited.
+    #: Whether it is the program itself, and not a file that it imports or reads.
     editable: bool = True
     #: Of the nodes that were asked for: those of a loop are asked for in each round.
     _spans: dict[cst.CSTNode, Span] = field(default_factory=dict, init=False, repr=False)

@@ -285,6 +285,11 @@ class Call:
         return found.value if found is not None else None
 
 
+#: Begins the name that stands in ``via`` for an option of the command line: the value is its
+#: default.
+OPTION = "--"
+
+
 def through(value: Value, name: str) -> Value:
     """The value, read through a name."""
     if isinstance(value, Known):  # most are; `replace` takes ten times as long
