@@ -268,10 +268,8 @@ def _cell(group: ModuleGroup, adapters: _Adapters, x: float, y: float) -> Cell:
     state, change = adapters.state(group), adapters.change(group)
     share = group.adapted / group.count if group.count else 0.0
     words = {"+": "; adapted after the fixes", "-": "; no adapter after the fixes"}.get(change, "")
-    description = (
-        f"{visible(group.pattern, 160)}: {group.adapted} of {group.count} adapted, "
-        f"{STATES[state]}{words}"
-    )
+    count = f"{group.adapted} of {group.count} " if group.adapted else ""
+    description = f"{visible(group.pattern, 160)}: {count}{STATES[state]}{words}"
     return Cell(
         x, y, _CELL_WIDTH, _CELL_HEIGHT, round(_CELL_WIDTH * min(share, 1.0), 1), state,
         shorten(visible(leaf, 80), _LABEL_CHARS), f"{group.adapted} of {group.count}", change,
