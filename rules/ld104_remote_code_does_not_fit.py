@@ -314,7 +314,8 @@ class RemoteCodeDoesNotFit(Rule):
             Measurement(str(item), "imported; missing in the installed package", str(item.at))
             for item in missing
         ]
-        more = f" and {len(missing) - 1} more names" if len(missing) > 1 else ""
+        others = len(missing) - 1
+        more = f" and {others} more name{'s' if others > 1 else ''}" if others else ""
         package = first.module.split(".")[0]
         version = view.case.environment.version(package) or ""
         yield self._finding(

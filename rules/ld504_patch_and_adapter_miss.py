@@ -116,11 +116,13 @@ class PatchAndAdapterMiss(Rule):
         )
 
     def _lost(self, patches: list[InstancePatch], depth: str) -> Finding:
+        alone = len(patches) == 1
         return self.finding(
             "warning",
-            f"{_names(patches)} {('is' if len(patches) == 1 else 'are')} no longer called: "
+            f"{_names(patches)} {'is' if alone else 'are'} no longer called: "
             + (
-                "it is set on PEFT's wrapper, while the inner model calls its own method."
+                f"{'it is' if alone else 'they are'} set on PEFT's wrapper, while the inner model "
+                "calls its own method."
                 if patches[0].kind == "wrapper"
                 else "the adapters run without it."
             ),

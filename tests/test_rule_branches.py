@@ -34,6 +34,7 @@ from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatc
 from lora_doctor.static.folder.token_ids import TokenId
 from lora_doctor.static.installed.refused_versions import LORA, TRAINER, RefusedVersion
 from lora_doctor.static.place import Place
+from lora_doctor.static.remote_code import code_fit, loaded_code
 from lora_doctor.static.script.script_flow import Replacement
 from lora_doctor.static.script.script_order import EarlyOptimizer, ScriptOrder, WrappedTwice
 from lora_doctor.static.tokenizer_reading import Unreadable
@@ -54,12 +55,14 @@ def one(code: str, **evidence: Any) -> Finding:
 
 @pytest.fixture
 def gathered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``gathered("LD615", index_mismatch=x)``: what the functions that a rule calls give."""
+    """``gathered("LD615", index_mismatch=x)``: what the functions that a rule calls give; a
+    function is called in the place of the other."""
 
     def replace(code: str, **values: Any) -> None:
         module = sys.modules[RULES[code].__module__]
         for name, value in values.items():
-            monkeypatch.setattr(module, name, lambda *_, value=value, **__: value)
+            instead = value if callable(value) else lambda *_, value=value, **__: value
+            monkeypatch.setattr(module, name, instead)
 
     return replace
 
@@ -154,6 +157,10 @@ def test_ld402_warns_near_the_limit_and_fails_beyond_it(gathered: Callable[..., 
             return ask("LD402", verification=Stub(depth="full"))
 
     assert asked(reading("quiet", 0.24 * 65504)) == []
+    (nearer,) = asked(reading("loud", 0.5 * 65504))
+    assert nearer.severity == "warning"
+    (beyond,) = asked(reading("beyond", 7e4))
+    assert beyond.severity == "error" and beyond.message.startswith("beyond outputs values up to")
     (near,) = asked(reading("quiet", 1.0), reading("loud", 0.25 * 65504))
     assert (near.severity, near.location.path, near.explains) == ("warning", "loud", ())
     assert "close to 65504" in near.message and near.proof.kind == "measured"
@@ -363,12 +370,26 @@ def test_ld504_tells_a_patch_that_passes_adapters_by_from_one_that_is_lost() -> 
     (itself,) = asked(patch(bypassed=("layer",)))
     assert "of 1 layer (layer)" in itself.message and "layer.base_layer.forward" in fixes(itself)[0]
     (lost,) = asked(patch(calls=0))
-    assert lost.severity == "warning" and lost.message.endswith("the adapters run without it.")
+    assert lost.severity == "warning" and lost.message == (
+        "The patched layer.forward is no longer called: the adapters run without it."
+    )
+    assert fixes(lost)[0].startswith("Patch the class, or use an adapter method")
     assert "calls of the model's own method" not in evidence(lost)
     assert "adapters that were not called" not in evidence(lost)
     wrapper = patch(kind="wrapper", path="", calls=0, calls_before=0, inner_calls=1)
     (outer,) = asked(wrapper)
-    assert outer.location.path == "model" and "set on PEFT's wrapper" in outer.message
+    assert outer.location.path == "model" and "it is set on PEFT's wrapper" in outer.message
+    (several,) = asked(wrapper, patch(kind="wrapper", path="", name="score", calls=0,
+                                      calls_before=0, inner_calls=2))  # fmt: skip
+    assert "are no longer called: they are set on PEFT's wrapper" in several.message
+    (mixed,) = asked(wrapper, patch(path="other", name="score", calls=0))
+    assert mixed.location.path == "model" and "get_base_model().forward" in fixes(mixed)[0]
+    assert "set on PEFT's wrapper" in mixed.message
+    (around_two,) = asked(
+        patch(path="one", bypassed=("one", "b")), patch(path="two", bypassed=("c",))
+    )
+    assert "two.forward run without the adapter of 3 layers (one, b, c)" in around_two.message
+    assert around_two.location.path == "one" and "one.base_layer.forward" in fixes(around_two)[0]
     assert evidence(outer)["calls of the model's own method"] == 1
     assert "get_base_model().forward" in fixes(outer)[0]
     assert asked(patch(calls=0, calls_before=0)) == [] == asked(patch())
@@ -420,6 +441,7 @@ def test_ld601_names_the_release_that_reads_the_file(
     told = " and ".join(one.part for one in parts)
     what = f"cannot read {told} of tokenizer.json" if parts else "cannot read the file: no JSON"
     assert finding.message == f"tokenizers 0.18 {what}."
+    assert evidence(finding).get("tokenizer.json") == (None if parts else "no JSON")
     for one_part in parts:
         shown = evidence(finding)[one_part.part]
         assert (f"supported from {one_part.since} on" in shown) == bool(one_part.since)
@@ -712,6 +734,7 @@ def test_ld604_saves_the_statistics_only_where_that_helps(gathered: Callable[...
     unknown = one("LD604", recipe={}, settings=Stub(depth="tiny"))
     assert unknown.message.startswith("The running statistics of a, b, c and 1 more changed")
     assert unknown.severity == "warning" and evidence(unknown)[BEFORE] == "not measured"
+    assert unknown.location.path == "a"
     unmeasured = Stub(check=lambda name: Check("save-reload", "failed", None, "", ""))
     gathered("LD604", round_trip=(unmeasured, Stub(statistics=("a",))))
     nothing = one("LD604", recipe={}, settings=Stub(depth="tiny"))
@@ -726,7 +749,7 @@ def test_ld604_saves_the_statistics_only_where_that_helps(gathered: Callable[...
         "conv.norm",
     ]
     assert list(evidence(helps).values()) == ["0.25", "0.25"]
-    for after in ("failed", None):
+    for after in ("failed", "skipped", None):
         no_help = found("passed", after)
         assert (no_help.severity, no_help.explains) == ("warning", ())
         assert no_help.fixes[0].safety == "manual" and "eval()" in fixes(no_help)[0]
@@ -939,7 +962,8 @@ def compared(
     gathered: Callable[..., None], code: str, failed: tuple[str, ...], better: bool = True
 ) -> None:
     """The contract failed at these checks, and passes them with the rule's edits, or does not."""
-    gathered(code, failed_in_training=failed, holds=better, tried=None, said="RuntimeError: no")
+    gathered(code, failed_in_training=failed, holds=better, tried=None,
+             said=lambda seen, name: f"{name}: no")  # fmt: skip
 
 
 def failed_run(message: str = "no", traceback: str = "", where: str = "") -> Stub:
@@ -957,9 +981,10 @@ def adapter(method: str, **values: Any) -> Recipe:
         (("loss-falls",), "warning", "The loss does not fall"),
         (("gradients", "loss-falls"), "error", "The adapters get no gradient"),
         (("adapters-move",), "error", "The adapters do not move"),
+        (("save-reload", "merge"), "error", "The saved adapter is another one when it is loaded"),
         (("forward",), "error", "Training fails"),
     ],
-    ids=["loss", "gradients", "moves", "forward"],
+    ids=["loss", "gradients", "moves", "saved", "forward"],
 )
 def test_ld221_says_what_fails_with_which_setting(
     failed: tuple[str, ...], severity: str, outcome: str, gathered: Callable[..., None]
@@ -968,10 +993,10 @@ def test_ld221_says_what_fails_with_which_setting(
     found = one("LD221", recipe=adapter("LORA", lora_alpha=0), verification=failed_run())
     assert (found.severity, found.explains) == (severity, failed)
     assert found.message == (
-        f"{outcome} with lora_alpha: 0 in this LORA adapter, but not without it: RuntimeError: no"
+        f"{outcome} with lora_alpha: 0 in this LORA adapter, but not without it: {failed[0]}: no"
     )
     assert evidence(found) == {
-        "with lora_alpha: 0": "RuntimeError: no",
+        "with lora_alpha: 0": f"{failed[0]}: no",
         "without lora_alpha": f"{', '.join(failed)} passed",
     }
     (fix,) = found.fixes
@@ -979,7 +1004,7 @@ def test_ld221_says_what_fails_with_which_setting(
 
 
 def test_ld221_tries_settings_that_the_traceback_names_first(
-    gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    gathered: Callable[..., None],
 ) -> None:
     """At most six, and the targets only of a method that has others than LoRA."""
 
@@ -992,14 +1017,13 @@ def test_ld221_tries_settings_that_the_traceback_names_first(
     assert key("LORA", failed_run(traceback="x = setting_7"), **many) == "setting_7"
     assert key("LORA", failed_run("setting_6 is wrong"), **many) == "setting_6"
     assert key("LORA", Stub(depth="tiny", failure=None), **many) == "setting_0"
-    assert key("SHADOW", failed_run(), target_modules=["q_proj"]) == "target_modules"
+    for method in ("SHADOW", "ADALORA"):
+        assert key(method, failed_run(), target_modules=["q_proj"]) == "target_modules"
     only_targets = adapter("LORA", target_modules=["q_proj"])
     assert ask("LD221", recipe=only_targets, verification=failed_run()) == []
     run = {"recipe": adapter("SHADOW", target_modules=["q"], **many), "verification": failed_run()}
-    gathered("LD221", holds=False)
     tried: list[str] = []
-    module = sys.modules[RULES["LD221"].__module__]
-    monkeypatch.setattr(module, "tried", lambda case, edits: tried.append(edits[0].key))
+    gathered("LD221", holds=False, tried=lambda case, edits: tried.append(edits[0].key))
     assert ask("LD221", **run) == [], "without it the same fails"
     assert tried == [*(f"setting_{number}" for number in range(6)), "target_modules"]
     compared(gathered, "LD221", ())
@@ -1019,25 +1043,26 @@ def test_ld222_offers_lora_where_the_method_alone_fails(gathered: Callable[..., 
         return {"recipe": recipe, "verification": run, "recipe_in_full": lambda: recipe,
                 "structure": Stub(model_class="Qwen2")}  # fmt: skip
 
-    shadow = case("SHADOW", failed_run(where="a.py:1"), target_modules=["q"], sizes=3)
+    own = {"target_modules": ["q"], "layers_to_transform": [1], "sizes": 3, "lora_alpha": 9}
+    shadow = case("SHADOW", failed_run(where="a.py:1"), **own)
     compared(gathered, "LD222", ("attaches", "forward"))
     found = one("LD222", **shadow)
     assert (found.severity, found.explains) == ("error", ("attaches", "forward"))
     assert found.message == (
-        "SHADOW fails on Qwen2, where LoRA on the same layers trains: RuntimeError: no"
+        "SHADOW fails on Qwen2, where LoRA on the same layers trains: attaches: no"
     )
     assert evidence(found) == {
-        "SHADOW, check attaches": "RuntimeError: no",
+        "SHADOW, check attaches": "attaches: no",
         "raised in": "a.py:1",
         "LoRA on the same layers": "attaches, forward passed",
     }
     (fix,) = found.fixes
     assert fix.safety == "unsafe" and {edit.key: edit.value for edit in fix.edits}.keys() == {
-        "peft_type", "sizes",
-    }  # fmt: skip
+        "peft_type", "sizes", "lora_alpha",
+    }, "what LoRA has as well is about the same layers, the rest is its default"  # fmt: skip
     assert fix.edits[0].value == "LORA"
     for run in (failed_run(), Stub(depth="tiny", failure=None)):
-        nowhere = one("LD222", **case("SHADOW", run))
+        nowhere = one("LD222", **case("ADALORA", run))
         assert evidence(nowhere)["raised in"] == "nothing was raised"
     for method in ("LORA", "PREFIX_TUNING"):
         assert ask("LD222", **case(method, failed_run())) == [], "other rules are about these"
@@ -1049,7 +1074,7 @@ def test_ld222_offers_lora_where_the_method_alone_fails(gathered: Callable[..., 
 
 def test_ld317_counts_matrices_and_says_what_loading_makes_of_them() -> None:
     def case(*dtypes: str, recipe: Any = None, unread: bool = False, **given: Any) -> Any:
-        tensors = {str(n): Stub(shape=(8, 8), dtype=dtype) for n, dtype in enumerate(dtypes)}
+        tensors = {str(n): Stub(shape=(8,) * (n + 2), dtype=one) for n, one in enumerate(dtypes)}
         tensors["norm"] = Stub(shape=(8,), dtype="I8")
         weights = Stub(unread=unread, tensors=tensors)
         files = {
@@ -1067,6 +1092,7 @@ def test_ld317_counts_matrices_and_says_what_loading_makes_of_them() -> None:
         "the checkpoint are in floating point: weights stay random, such as a, b and 1 more."
     )
     assert evidence(found)["matrices by dtype"] == "2 BF16, 1 F32"
+    assert evidence(one("LD317", **case("F16", "BF16", "F32", "F64")))["matrices by dtype"]
     error = ErrorReport("AssertionError", "no shape", "")
     raised = one("LD317", **case("F16", error=error, raised_in="forward"))
     assert raised.message.endswith(": forward raises AssertionError: no shape.")
@@ -1091,3 +1117,171 @@ def test_ld589_is_about_programs(gathered: Callable[..., None]) -> None:
     assert list(evidence(found).values()) == [
         "optimizer.zero_grad()", "accelerator.accumulate(model)",
     ]  # fmt: skip
+
+
+def test_a_rule_that_runs_the_contract_again_waits_for_those_that_do_not() -> None:
+    """What it finds by comparison may be accounted for by another rule, at less cost."""
+    again = [
+        rule
+        for rule in RULES.values()
+        if hasattr(sys.modules[rule.__module__], "failed_in_training")
+    ]
+    assert again and all(rule.is_comparison and rule.is_about_training() for rule in again)
+
+
+# --- code of the repository -----------------------------------------------------------------------
+
+AT = Place("modeling.py", 7)
+
+
+@pytest.fixture
+def remote(gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``remote(missing_packages=[x], raised="KeyError")``: what LD104 says of code with these
+    faults, of which loading, where it was tried, raised that."""
+    functions = ("missing_packages", "missing_names", "missing_keys", "tied_lists")
+
+    def said(
+        *, raised: str = "", lacks: str = "", refused: bool = False, works: bool = False,
+        lacking: Any = None, **faults: Any,
+    ) -> list[Finding]:  # fmt: skip
+        view = Stub(
+            version="5.24.0", raised=raised, reason=raised, lacks=lacks, refused=refused,
+            static=Stub(source="the folder", auto_map=[Stub(class_name="Own", module="code")]),
+            saw=lambda *traces: any(trace in raised for trace in traces),
+            other_fixes=lambda pinned=True: [Fix(f"another release, {pinned}", "manual")],
+        )  # fmt: skip
+        view.case = Stub(
+            source=Stub(trust_remote_code=works, kind="folder"), remote_code=None, recipe={},
+            has=lambda name: works, reaches=lambda depth: works, environment=versions(lib="2.0"),
+            static=Stub(auto_map=True, model_type="own", architectures=[], config={}),
+            structure=Stub(model_class="Own", python_module="transformers_modules.own"),
+        )  # fmt: skip
+        gathered("LD104", View=lambda *_: view, known_architectures=None, require_read=None,
+                 missing_attribute=lacking)  # fmt: skip
+        for name in functions:
+            given = faults.get(name, ())
+            monkeypatch.setattr(code_fit, name, lambda *_, given=given, **__: given)
+        monkeypatch.setattr(loaded_code, "loaded_code", lambda *_: None)
+        return list(RULES["LD104"]().check(view.case))
+
+    return said
+
+
+def test_ld104_tells_when_a_missing_package_is_imported(remote: Callable[..., Any]) -> None:
+    def package(name: str, when: str = "always") -> Any:
+        return code_fit.MissingPackage(name, AT, when, None)
+
+    assert remote() == []
+    (alone,) = remote(missing_packages=[package("einops")])
+    assert (alone.severity, alone.proof.kind) == ("error", "measured") and alone.explains
+    assert alone.message == (
+        "modeling.py:7 imports einops, which is not installed: the model cannot be loaded."
+    )
+    assert evidence(alone) == {"einops": "imported; not installed"}
+    assert fixes(alone)[0].startswith("pip install einops") and fixes(alone)[1].endswith("False")
+    (guarded,) = remote(missing_packages=[package("a", "function"), package("b", "if")])
+    assert "imports a, b, which are not installed" in guarded.message
+    assert evidence(guarded) == {
+        "a": "imported, only in a function; not installed",
+        "b": "imported, only under a condition; not installed",
+        "transformers 5.24.0": "requires it before it runs the file",
+    }
+    for told in ({"lacks": "a", "raised": "x"}, {"raised": "No module named 'b'"}):
+        (tried,) = remote(missing_packages=[package("a"), package("b", "if")], **told)
+        assert tried.proof.kind == "executed" and evidence(tried)["loading"] == told["raised"]
+        assert "transformers 5.24.0" not in evidence(tried), "one is imported in any case"
+
+
+def test_ld104_says_of_names_how_sure_it_is(remote: Callable[..., Any]) -> None:
+    def name(name: str, certain: bool) -> Any:
+        return code_fit.MissingName("lib.cache", name, AT, certain)
+
+    (sure,) = remote(missing_names=[name("Old", True)])
+    assert sure.message == (
+        "modeling.py:7 imports Old from lib.cache, which lib 2.0 does not have: the model cannot "
+        "be loaded."
+    )
+    assert sure.proof.kind == "measured"
+    (may,) = remote(missing_names=[name("Old", False), name("Older", False)])
+    assert "Old from lib.cache and 1 more name, which" in may.message
+    assert may.message.endswith("the model may fail to load.") and may.proof.kind == "inferred"
+    (three,) = remote(missing_names=[name("Old", False), name("B", True), name("C", False)])
+    assert "and 2 more names, which" in three.message and three.proof.kind == "measured"
+    (tried,) = remote(missing_names=[name("Old", False)], raised="cannot import name 'Old'")
+    assert tried.proof.kind == "executed"
+
+
+def test_ld104_tells_keys_that_the_library_rewrites_from_those_that_lack(
+    remote: Callable[..., Any],
+) -> None:
+    def key(name: str, value: Any, rewritten: bool, at_init: bool = True) -> Any:
+        read = Stub(attribute="rope_scaling", key=name, at=AT, at_init=at_init)
+        return code_fit.MissingKey(read, value, rewritten)
+
+    (rewritten,) = remote(missing_keys=[key("type", None, True)])
+    assert rewritten.message == (
+        'modeling.py:7 reads rope_scaling["type"], and rope_scaling is null, which transformers '
+        "5.24.0 turns into a dictionary without this key: the model may fail to load."
+    )
+    assert list(evidence(rewritten).values()) == [
+        "read, after a check for None only", "null",
+        "a property that returns rope_parameters, never None",
+    ]  # fmt: skip
+    assert len(fixes(rewritten)) == 1
+    (lacks,) = remote(missing_keys=[key("type", {"rope_type": 1, "factor": 2}, False, False)])
+    assert lacks.message.endswith("rope_scaling has no 'type': the model may fail to run.")
+    assert list(evidence(lacks).values()) == ["read", "rope_type, factor"]
+    assert fixes(lacks)[0].startswith('Add "type" next to "rope_type"')
+    (other,) = remote(missing_keys=[key("factor", {}, False)], raised="KeyError: 'factor'")
+    assert other.message.endswith("the model cannot be loaded.") and len(fixes(other)) == 1
+    (runs,) = remote(missing_keys=[key("a", {}, False, False)], raised="KeyError: 'a'")
+    assert runs.message.endswith("the model cannot run.")
+
+
+def test_ld104_warns_of_tied_lists_unless_loading_needs_them(remote: Callable[..., Any]) -> None:
+    def tied(tied: bool | None) -> list[Any]:
+        return [code_fit.TiedKeys("Own", AT, tied)]
+
+    for value, told in ((None, "not given"), (False, False)):
+        (later,) = remote(tied_lists=tied(value))
+        assert (later.severity, later.explains) == ("warning", ())
+        assert "adapters train, but save_pretrained of the model itself" in later.message
+        assert evidence(later)["tie_word_embeddings"] == told
+    (may,) = remote(tied_lists=tied(True))
+    assert may.severity == "error" and may.message.endswith("the model may fail to load.")
+    (does,) = remote(tied_lists=tied(True), raised="'list' object has no attribute 'keys'")
+    assert does.message.endswith("the model cannot be loaded.")
+    (works,) = remote(tied_lists=tied(True), works=True)
+    assert works.severity == "warning", "it was loaded"
+    (refused,) = remote(tied_lists=tied(True), works=True, refused=True)
+    assert refused.severity == "error" and "_tied_weights_keys" in refused.message
+
+
+def test_ld104_says_what_loading_or_running_it_raised(remote: Callable[..., Any]) -> None:
+    lacks = "Own has no attribute all_tied_weights_keys"
+    (built,) = remote(raised=lacks)
+    assert "cannot construct the class" in built.message and "post_init()" in fixes(built)[0]
+    assert remote(raised="something else") == []
+    (refused,) = remote(raised=lacks, works=True, refused=True)
+    assert refused.message == (
+        "transformers 5.24.0 can construct Own, which is code of the repository, but cannot load "
+        f"it: {lacks}."
+    )
+    assert refused.location.path == "code.py" and "post_init()" in fixes(refused)[0]
+    (other,) = remote(raised="size mismatch", works=True, refused=True)
+    assert fixes(other) == ["another release, True"]
+    assert remote(raised=lacks, works=True) == []
+
+    def asks(what: str, own: bool = False) -> Stub:
+        return Stub(asked=what, in_transformers=own, file="a/b.py", line=3, depth="tiny",
+                    message=f"no {what}")  # fmt: skip
+
+    (cache,) = remote(lacking=asks("DynamicCache.seen_tokens"))
+    assert cache.message == (
+        "b.py:3 uses DynamicCache.seen_tokens, which transformers 5.24.0 does not have: the model "
+        "does not run in training, where it keeps a cache by default."
+    )
+    assert "use_cache" in fixes(cache)[0] and cache.location.line == 3
+    (plain,) = remote(lacking=asks("Config.gone"))
+    assert plain.message.endswith("does not run in training.") and len(fixes(plain)) == 1
+    assert remote(lacking=asks("Config.gone", own=True)) == [], "LD108 is about that"
