@@ -34,7 +34,7 @@ from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatc
 from lora_doctor.static.folder.token_ids import TokenId
 from lora_doctor.static.installed.refused_versions import LORA, TRAINER, RefusedVersion
 from lora_doctor.static.place import Place
-from lora_doctor.static.remote_code import code_fit, loaded_code
+from lora_doctor.static.remote_code import code_fit, loaded_code, source_facts
 from lora_doctor.static.script.script_flow import Replacement
 from lora_doctor.static.script.script_order import EarlyOptimizer, ScriptOrder, WrappedTwice
 from lora_doctor.static.tokenizer_reading import Unreadable
@@ -1131,7 +1131,7 @@ def test_a_rule_that_runs_the_contract_again_waits_for_those_that_do_not() -> No
 
 # --- code of the repository -----------------------------------------------------------------------
 
-AT = Place("modeling.py", 7)
+AT = source_facts.Place("modeling.py", 7)
 
 
 @pytest.fixture
@@ -1142,22 +1142,30 @@ def remote(gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def said(
         *, raised: str = "", lacks: str = "", refused: bool = False, works: bool = False,
-        lacking: Any = None, **faults: Any,
+        lacking: Any = None, trusted: bool = False, unread: str = "", **faults: Any,
     ) -> list[Finding]:  # fmt: skip
+        classes = [Stub(class_name="Base", module="base"), Stub(class_name="Own", module="code")]
+
+        def require_read(code: Any) -> None:
+            if unread:
+                raise EvidenceError(unread)
+
         view = Stub(
             version="5.24.0", raised=raised, reason=raised, lacks=lacks, refused=refused,
-            static=Stub(source="the folder", auto_map=[Stub(class_name="Own", module="code")]),
+            static=Stub(source="the folder", auto_map=classes),
             saw=lambda *traces: any(trace in raised for trace in traces),
             other_fixes=lambda pinned=True: [Fix(f"another release, {pinned}", "manual")],
         )  # fmt: skip
         view.case = Stub(
-            source=Stub(trust_remote_code=works, kind="folder"), remote_code=None, recipe={},
+            source=Stub(trust_remote_code=works or trusted, kind="folder"),
+            remote_code=None, recipe={},
             has=lambda name: works, reaches=lambda depth: works, environment=versions(lib="2.0"),
             static=Stub(auto_map=True, model_type="own", architectures=[], config={}),
             structure=Stub(model_class="Own", python_module="transformers_modules.own"),
         )  # fmt: skip
-        gathered("LD104", View=lambda *_: view, known_architectures=None, require_read=None,
-                 missing_attribute=lacking)  # fmt: skip
+        native = ("own",) if "native" in faults else None
+        gathered("LD104", View=lambda *_: view, known_architectures=native,
+                 require_read=require_read, missing_attribute=lacking)  # fmt: skip
         for name in functions:
             given = faults.get(name, ())
             monkeypatch.setattr(code_fit, name, lambda *_, given=given, **__: given)
@@ -1172,6 +1180,11 @@ def test_ld104_tells_when_a_missing_package_is_imported(remote: Callable[..., An
         return code_fit.MissingPackage(name, AT, when, None)
 
     assert remote() == []
+    with pytest.raises(EvidenceError, match="too large"):
+        remote(unread="too large")
+    given = {"missing_packages": [package("einops")], "native": True}
+    assert remote(**given) == [], "the library has a class of its own"
+    assert len(remote(**given, trusted=True, unread="too large")) == 1
     (alone,) = remote(missing_packages=[package("einops")])
     assert (alone.severity, alone.proof.kind) == ("error", "measured") and alone.explains
     assert alone.message == (
@@ -1215,7 +1228,7 @@ def test_ld104_tells_keys_that_the_library_rewrites_from_those_that_lack(
     remote: Callable[..., Any],
 ) -> None:
     def key(name: str, value: Any, rewritten: bool, at_init: bool = True) -> Any:
-        read = Stub(attribute="rope_scaling", key=name, at=AT, at_init=at_init)
+        read: Any = Stub(attribute="rope_scaling", key=name, at=AT, at_init=at_init)
         return code_fit.MissingKey(read, value, rewritten)
 
     (rewritten,) = remote(missing_keys=[key("type", None, True)])
@@ -1247,6 +1260,7 @@ def test_ld104_warns_of_tied_lists_unless_loading_needs_them(remote: Callable[..
         assert (later.severity, later.explains) == ("warning", ())
         assert "adapters train, but save_pretrained of the model itself" in later.message
         assert evidence(later)["tie_word_embeddings"] == told
+        assert later.proof.kind == "inferred"
     (may,) = remote(tied_lists=tied(True))
     assert may.severity == "error" and may.message.endswith("the model may fail to load.")
     (does,) = remote(tied_lists=tied(True), raised="'list' object has no attribute 'keys'")
