@@ -23,7 +23,7 @@ from lora_doctor.recipe.program.best_metric import MetricNotComputed
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.error_report import ErrorReport
-from lora_doctor.results.finding import Finding
+from lora_doctor.results.finding import Finding, Location, Measurement
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.observations import ActivationReading, InstancePatch, UpdateReading
 from lora_doctor.results.plain_weights import PlainWeights
@@ -1299,3 +1299,151 @@ def test_ld104_says_what_loading_or_running_it_raised(remote: Callable[..., Any]
     (plain,) = remote(lacking=asks("Config.gone"))
     assert plain.message.endswith("does not run in training.") and len(fixes(plain)) == 1
     assert remote(lacking=asks("Config.gone", own=True)) == [], "LD108 is about that"
+
+
+# --- several processes, and what a run showed -----------------------------------------------------
+
+
+@pytest.fixture
+def of_processes(gathered: Callable[..., None]) -> Callable[..., list[Finding]]:
+    """What a rule says of the processes of a dry run."""
+
+    def said(code: str, found: Any, trained_by: str = "a loop") -> list[Finding]:
+        values = {"at": Location("file", "train.py", 1)}
+        if hasattr(sys.modules[RULES[code].__module__], "together"):
+            values["together"] = Measurement("processes", 2, "the run")
+        gathered(code, **values)
+        return ask(code, dry_run=Stub(processes=found, trained_by=trained_by))
+
+    return said
+
+
+def test_ld541_is_about_processes_that_do_not_meet_or_differ(
+    of_processes: Callable[..., list[Finding]],
+) -> None:
+    def run(**changes: Any) -> Stub:
+        values = {
+            "trained": [0, 1],
+            "errors": [],
+            "apart": 0.25,
+            "met": 2,
+            "sums": {0: 1.0, 1: 2.5},
+        }
+        return Stub(**{**values, **changes})
+
+    (differ,) = of_processes("LD541", run())
+    assert differ.severity == "error" and differ.message == (
+        "2 processes train independently: after the same steps the sums of their adapters differ "
+        "by 0.25 (relative)."
+    )
+    sums = "sum of absolute trainable parameters, same steps"
+    assert evidence(differ)[sums] == "rank 0: 1, rank 1: 2.5"
+    (alone,) = of_processes("LD541", run(met=1, sums={}, apart=0.0, trained=[0, 1, 2]))
+    assert alone.message == "3 processes train independently: they have no process group."
+    assert sums not in evidence(alone)
+    assert len(of_processes("LD541", run(apart=2e-6))) == 1
+    for healthy in (None, run(apart=1e-6), run(trained=[0]), run(errors=["x"])):
+        assert of_processes("LD541", healthy) == []
+    assert of_processes("LD541", run(met=1), "Trainer") == [], "it meets on other machines"
+    assert len(of_processes("LD541", run(), "Trainer")) == 1
+
+
+def test_ld548_and_ld586_count_processes(of_processes: Callable[..., list[Finding]]) -> None:
+    def asked(**changes: Any) -> Stub:
+        values = {"asked": 2, "started": 1, "simple_launcher": "NO"}
+        return Stub(**{**values, **changes})
+
+    (one_started,) = of_processes("LD548", asked())
+    assert one_started.message == "accelerate was asked for 2 processes, but starts one."
+    assert list(evidence(one_started).values()) == [2, "NO", 1]
+    assert fixes(one_started)[0].startswith("accelerate launch --multi_gpu --num_processes 2,")
+    assert len(of_processes("LD548", asked(asked=3, started=0))) == 1
+    for healthy in (None, asked(asked=1), asked(started=2), asked(simple_launcher="")):
+        assert of_processes("LD548", healthy) == []
+
+    def batches(**changes: Any) -> Stub:
+        return Stub(**{"ran_type": "FSDP2", "same_batches": 2, "met": 4, **changes})
+
+    (same,) = of_processes("LD586", batches())
+    assert same.severity == "warning" and "first 2 training batches are the same in all 4" in (
+        same.message
+    )
+    assert evidence(same)["batches that are the same in all"] == 2
+    for healthy in (None, batches(ran_type="NO"), batches(same_batches=1)):
+        assert of_processes("LD586", healthy) == []
+    assert len(of_processes("LD586", batches(same_batches=3, ran_type="DDP"))) == 1
+
+
+def test_ld926_tells_both_losses() -> None:
+    found = Stub(next_tokens=9, labels=10, loss=3.0, shifted=4.0, unshifted=3.0)
+    said = one("LD926", dry_run=Stub(shifted_labels=found))
+    assert said.message.startswith("9 of 10 labels are already the next token")
+    assert list(evidence(said).values()) == [3.0, 4.0, 3.0]
+    assert ask("LD926", dry_run=Stub(shifted_labels=None)) == []
+
+
+def test_ld551_asks_who_distributes_the_ranks(gathered: Callable[..., None]) -> None:
+    def said(
+        peft_type: Any = "AdaLora", *, allocates: bool = False, text: str = "", trainer: Any = None,
+        config: Any = None, unread: bool = False, made: bool = True,
+    ) -> list[Finding]:  # fmt: skip
+        gathered("LD551", trainer_allocates=allocates, has_unread_callback=unread)
+        trainer = Stub(method="Trainer", place=Place("train.py", 4)) if made else None
+        program = Stub(
+            roles=Stub(trainer=trainer), program=Stub(units=[Stub(text="x"), Stub(text=text)]),
+            parts={"adapter": config} if config else {},
+        )  # fmt: skip
+        return ask("LD551", program=program, asked={"peft_type": peft_type})
+
+    (bare,) = said()
+    assert bare.severity == "warning" and bare.location.line == 4
+    assert evidence(bare) == {"calls of update_and_allocate": 0}
+    (told,) = said(config=Stub(method="AdaLoraConfig", place="train.py:2"))
+    assert evidence(told)["AdaLoRA"] == "AdaLoraConfig"
+    for healthy in (
+        said("LORA"), said(None), said(allocates=True), said(text="model.update_and_allocate(1)"),
+        said(made=False),
+    ):  # fmt: skip
+        assert healthy == []
+    with pytest.raises(EvidenceError, match="callback"):
+        said(unread=True)
+
+
+def test_ld510_leaves_the_rate_to_an_optimizer_of_its_own(gathered: Callable[..., None]) -> None:
+    def said(rate: Any, *known: str, brings: bool = False, adapters: bool = True) -> list[Finding]:
+        gathered("LD510", brings_optimizer=brings, not_updated=[])
+        return ask("LD510", recipe={"learning_rate": rate}, has=set(known).__contains__,
+                   program=Stub(), optimizer=Stub(adapters=adapters))  # fmt: skip
+
+    for rate in (0, 0.0):
+        (zero,) = said(rate)
+        assert zero.severity == "error" and evidence(zero) == {"learning_rate": 0}
+    assert len(said(0, "program")) == 1
+    for healthy in (None, False, 1e-4, 1, -1e-4, "0"):
+        assert said(healthy) == []
+    assert said(0, "program", brings=True) == [] == said(0, "dry_run") == said(0, "optimizer")
+    gathered("LD510", not_updated=lambda *_: ["told"])
+    for adapters, told in ((True, ["told"]), (False, [])):
+        assert ask("LD510", recipe={}, has=bool, optimizer=Stub(adapters=adapters)) == told
+
+
+@pytest.mark.parametrize(
+    ("detail", "effect"),
+    [
+        ("taken off", "'b' was loaded, was never active, and is taken off unmerged"),
+        ("active", "'b' stays active and is not applied where others are merged"),
+        ("head", "the whole head of 'b' is dropped, and that of the active adapter stays"),
+    ],
+)
+def test_ld651_says_what_becomes_of_an_adapter(
+    detail: str, effect: str, gathered: Callable[..., None]
+) -> None:
+    step = Stub(code="model.merge_and_unload()")
+    for merged, told in (("a",), "'a'"), ((), "nothing"):
+        fault = Stub(adapters=("b",), merged=merged, detail=detail)
+        gathered("LD651", faults=[(fault, step)], at=Location("file", "a.py", 3),
+                 call=Measurement("the call", step.code, "a.py:3"))  # fmt: skip
+        found = one("LD651", settings=Stub(trains=False))
+        assert found.message == f"model.merge_and_unload() merges {told}: {effect}."
+        assert list(evidence(found).values()) == [step.code, told, "'b'"]
+    assert ask("LD651", settings=Stub(trains=True)) == []
