@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lora_doctor.cli.explain import explanation
+from lora_doctor.engine.as_written import as_written
 from tests import cli
 
 DATA = Path(__file__).parent / "data"
@@ -31,6 +32,34 @@ def test_a_message_out_of_which_markdown_took_the_backticks_is_known_as_well() -
     for message in quoted:
         matches = explanation(message["text"].replace("`", "")).matches
         assert [match.rule.code for match in matches][:1] == message["codes"][:1], message["text"]
+
+
+#: What stands before the lines of a message where a logger, a launcher, a mail or a page has it.
+BEFORE_LINES = (
+    "> ", "> > ", "[rank1]:[rank1]: ", "stderr: ", "worker-0: ", "trainer-1  | ",
+    "(pid=812, ip=10.0.0.7) ", "2026-11-02T10:11:12.1234567Z ", "2026-11-02 10:11:12,123 - INFO - ",
+    "[2026-11-02 10:11:12] ERROR trainer.py:33 >> ", "[WARNING|trainer.py:33] 2026-11-02 10:11:12 >> ",
+)  # fmt: skip
+OVER_LINES = {
+    "LD546": "ValueError: You can't train a model that has been loaded in 8-bit precision on a\n"
+    "different device than the one you're training on.",
+    "LD634": "RuntimeError: You set `ignore_mismatched_sizes` to `False`, thus raising an\nerror",
+    "LD544": "RuntimeError: Expected to mark a variable\nready only once.\nThis is an error.",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE_LINES)
+@pytest.mark.parametrize("code", OVER_LINES)
+def test_what_stands_before_each_line_is_no_part_of_the_message(code: str, before: str) -> None:
+    text = "\n".join(before + line for line in OVER_LINES[code].splitlines())
+    assert [match.rule.code for match in explanation(text).matches][:1] == [code]
+
+
+def test_what_a_page_or_markdown_has_escaped_is_what_the_program_wrote() -> None:
+    text = "ValueError: Target modules {&#x27;q\\_proj&#x27;} not found in the base model."
+    assert [match.rule.code for match in explanation(text).matches] == ["LD201"]
+    assert as_written("C:\\Users\\_me\\a.py") == "C:\\Users\\_me\\a.py"
+    assert as_written("ValueError: a\nValueError: b") == "ValueError: a\nValueError: b"
 
 
 def test_a_message_without_its_traceback_names_the_nearest_rule_and_what_is_missing() -> None:

@@ -28,11 +28,11 @@ _PREFIX = re.compile(
 _MOST = 4
 #: The numbered name of a process, container or machine, if it is that of most lines.
 _NAME = re.compile(r"[ \t]*[\w.\-]{0,60}\d[\w\-]{0,9}(?::|[ \t]*\|)[ \t]")
-_NAMED_LINES, _NAMED_SHARE = 3, 0.8
+_NAMED_LINES, _NAMED_SHARE = 2, 0.8
 _ENTITY = re.compile(r"&(?:#\d{1,5}|#x[\da-fA-F]{1,4}|quot|apos|lt|gt|amp|nbsp);")
 #: A character that Markdown would take for its own, escaped.
 _ESCAPED = re.compile(r"\\(?=[_*`<>\[\]#])")
-_WINDOWS = re.compile(r"\b[A-Za-z]:\\\w|\\\w+\\\w+\\")
+_WINDOWS = re.compile(r"\b[A-Za-z]:\\\w")
 
 
 def as_written(text: str) -> str:
