@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.dry_run.acts import processes, sharding, small_models
+from lora_doctor.dry_run.acts import processes, resuming, sharding, small_models
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.saved_adapters import plain_name, read_adapter
 from lora_doctor.dry_run.captured import Captured
@@ -377,3 +377,14 @@ def test_a_model_that_is_saved_without_values_is_told(tmp_path: Path, empty: boo
         place=None,
     ))  # fmt: skip
     assert [(one.empty, one.model_class) for one in said.saved_empty] == [(1, "Llama")]
+
+
+@pytest.mark.parametrize("deepspeed", [True, False])
+def test_a_model_is_taken_from_deepspeed_before_a_run_is_resumed(deepspeed: bool) -> None:
+    """The Trainer makes an engine of a model that has none; of its own one nothing is left when it
+    trains once more."""
+    ended: list[str] = []
+    engine = SimpleNamespace(destroy=lambda: ended.append("engine"))
+    trainer = SimpleNamespace(is_deepspeed_enabled=deepspeed, model="model", model_wrapped=engine)
+    resuming._let_go(trainer)
+    assert (trainer.model_wrapped == "model", ended == ["engine"]) == (deepspeed, deepspeed)

@@ -94,15 +94,15 @@ class Resuming:
         return SavesBeforeTheLastStep()
 
     def _numbers(self) -> list[Any]:
-        """The trainable numbers that this process holds: under FSDP 2 its part of each tensor."""
-        own = (one.detach() for one in self._trainer.model.parameters() if one.requires_grad)
-        return [held_here(one).clone() for one in own]
+        """The trainable numbers that this process holds: of a sharded tensor its part."""
+        own = (one for one in self._trainer.model.parameters() if one.requires_grad)
+        return [held_here(one).detach().clone() for one in own]
 
     def resume(self, again: Callable[[str], Any]) -> None:
         """Take the last step once more; what comes of it goes to the journal."""
         folder = os.path.join(self._trainer.args.output_dir, f"checkpoint-{_SAVED}")
-        acting = self._acting
-        if getattr(self._trainer, "is_deepspeed_enabled", False):  # its engine is made only once
+        acting, engine = self._acting, self._trainer.model_wrapped
+        if _held_by_deepspeed(self._trainer) and not hasattr(engine, "destroy"):
             acting.note("not-proven", "resuming was not tried: DeepSpeed has the model")
             return
         if not os.path.isdir(folder) or not self._after[0]:
@@ -111,6 +111,7 @@ class Resuming:
         self._second, steps, error = True, acting.steps, ""
         acting.in_trainer += 1
         try:
+            _let_go(self._trainer)
             again(folder)
         except Exception as raised:  # noqa: BLE001 - that it cannot be resumed is what is told
             error = f"{type(raised).__name__}: {raised}"[:500]
@@ -134,6 +135,18 @@ class Resuming:
             error=error or ("" if second else "the resumed run took no step"),
             place=None if self._place is None else vars(self._place),
         )
+
+
+def _held_by_deepspeed(trainer: Any) -> bool:
+    return bool(getattr(trainer, "is_deepspeed_enabled", False))
+
+
+def _let_go(trainer: Any) -> None:
+    """A Trainer makes DeepSpeed's engine once; it makes another one of a model that has none, as in
+    a new process."""
+    if _held_by_deepspeed(trainer):
+        trainer.model_wrapped.destroy()
+        trainer.model_wrapped = trainer.model
 
 
 def _largest(first: list[Any], second: list[Any]) -> float:
