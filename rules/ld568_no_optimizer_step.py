@@ -31,8 +31,8 @@ class NoOptimizerStep(Rule):
     Gradients are accumulated over more batches than an epoch has, and the counter begins anew with
     each epoch; a condition on the step number never holds; the call is missing.
 
-    A dry run reads the gradients when the command comes to its end; the data loader was not cut
-    short, and data sets keep their length in a dry run.
+    A dry run reads the gradients when the command comes to its end, or when `zero_grad` clears
+    them; the data loader was not cut short, and data sets keep their length in a dry run.
 
     ## Versions
     All.
@@ -61,6 +61,12 @@ class NoOptimizerStep(Rule):
                      "        optimizer.zero_grad()\n"),
             why="16 batches are accumulated, and an epoch has four",
         ),
+        Example(
+            "broken",
+            "",
+            script=MODEL + LOOP.replace("    optimizer.step()\n", ""),
+            why="the call is missing",
+        ),
         Example("healthy", "", script=MODEL + LOOP),
     )  # fmt: skip
 
@@ -71,8 +77,8 @@ class NoOptimizerStep(Rule):
         source = "the end of the run"
         yield self.finding(
             "error",
-            f"{found.tensors} adapter tensors have a gradient at the end of the run, and no "
-            "optimizer has taken a step: the adapters stay as they were initialized.",
+            f"{found.tensors} adapter tensors get a gradient, and no optimizer takes a step until "
+            "the end of the run: the adapters stay as they were initialized.",
             location=Location("environment", "training loop"),
             evidence=(
                 Measurement("adapter tensors with a gradient", found.tensors, source),

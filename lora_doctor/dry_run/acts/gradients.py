@@ -28,17 +28,32 @@ def _optimizers(acting: Acting, module: ModuleType) -> None:
             watches[id(optimizer)] = _Watch(acting, optimizer)
         watches[id(optimizer)].look()
 
+    cleared: list[int] = []
+
+    def clears(original: Any, optimizer: Any, *arguments: Any, **named: Any) -> Any:
+        if not (acting.steps or cleared or acting.in_contract):
+            count = len(_with_gradient(acting))
+            cleared.extend([count] if count else [])
+        return original(optimizer, *arguments, **named)
+
     module.register_optimizer_step_post_hook(stepped)
-    atexit.register(lambda: _tell_without_step(acting))
+    acting.replaced.around(module.Optimizer, "zero_grad", clears)
+    atexit.register(lambda: _tell_without_step(acting, cleared))
 
 
-def _tell_without_step(acting: Acting) -> None:
-    """Gradients that nobody has made a step of, when the command comes to its end by itself."""
+def _tell_without_step(acting: Acting, cleared: list[int]) -> None:
+    """Gradients that nobody has made a step of, when the command comes to its end by itself.
+    ``cleared``: how many tensors had one that an optimizer has cleared."""
     if acting.steps or acting.seen("ended") or acting.seen("error"):
         return
-    found = [one for one in _of_adapters(acting) if one.grad is not None and bool(one.grad.any())]
-    if found:
-        acting.journal.tell("no_step", tensors=len(found), cut=bool(acting.seen("cut_short")))
+    count = len(_with_gradient(acting)) or sum(cleared)
+    if count:
+        acting.journal.tell("no_step", tensors=count, cut=bool(acting.seen("cut_short")))
+
+
+def _with_gradient(acting: Acting) -> list[Any]:
+    """The tensors of adapters that have a gradient that is not 0."""
+    return [one for one in _of_adapters(acting) if one.grad is not None and bool(one.grad.any())]
 
 
 def _has_copies(acting: Acting, optimizer: Any) -> bool:
