@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from lora_doctor.dry_run.acts import lightning_validation
+from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.command import Command, command_of, with_programs
 from lora_doctor.errors import InputError
+from lora_doctor.guest.session import Session
 from lora_doctor.recipe.files.read_write import as_recipe
 from tests.dry_run_setups.table import SETUPS
 
@@ -72,3 +76,27 @@ def test_every_launcher_of_the_table_has_a_healthy_and_a_broken_set_up() -> None
     for module in ("llamafactory", "axolotl", "swift", "trl"):
         kinds = {bool(setup.expects) for setup in SETUPS if module in setup.needs}
         assert kinds == {True, False}, module
+
+
+def test_a_trainer_of_lightning_validates_after_the_last_step(tmp_path: Path) -> None:
+    """It waits for a batch whose number a loader that ends early never reaches; early stopping on
+    a metric of it then raised in a dry run only."""
+
+    class Loop:
+        due = enabled = False
+
+        def _should_check_val_fx(self, fetcher: object) -> bool:
+            return self.due
+
+        def _should_check_val_epoch(self) -> bool:
+            return self.enabled
+
+    module = ModuleType("lightning.pytorch.loops.training_epoch_loop")
+    module._TrainingEpochLoop = Loop  # type: ignore[attr-defined]
+    acting, loop = Acting(Session(tmp_path, "")), Loop()
+    lightning_validation._due(acting, module)
+    found = []
+    for steps, due, enabled in ((2, True, True), (2, False, True), (3, False, True), (3, False, 0)):
+        acting.steps, loop.due, loop.enabled = steps, due, bool(enabled)
+        found.append(loop._should_check_val_fx(None))
+    assert found == [True, False, True, False]

@@ -19,6 +19,7 @@ from lora_doctor.dry_run.acts import (
     gradients,
     hub,
     lightning_files,
+    lightning_validation,
     loading,
     loops,
     outputs,
@@ -39,7 +40,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (garbage, failures, processes, folders, generation, outputs, lightning_files, hub, devices,
+_ACTS = (garbage, failures, processes, folders, generation, outputs, lightning_files,
+         lightning_validation, hub, devices,
          gpu_facts, arguments, compiling, loading, adapters, sharding, zero, saved_adapters,
          saved_models, replicas, data, data_sets, several_adapters, loops, gradients, trainer, sets,
          accumulation, tokenizers, triton_kernels)  # fmt: skip

@@ -1,9 +1,10 @@
-"""A LightningModule with PEFT inside."""
+"""A LightningModule with PEFT inside, stopped by what it is validated on."""
 
 import json
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,9 +72,10 @@ def main():
         gradient_clip_val=1.0,
         default_root_dir="lightning",
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[EarlyStopping("val_loss"), ModelCheckpoint("best", monitor="val_loss")],
     )
     trainer.fit(module, ChatData(tokenizer))
+    assert trainer.checkpoint_callback.best_model_path
     module.model.save_pretrained("out")
 
 
