@@ -173,3 +173,19 @@ def test_explain_quotes_none(capfd: pytest.CaptureFixture[str]) -> None:
     )
     main(["explain", text])
     assert not leaks(capfd.readouterr().out)
+
+
+def test_what_a_secret_variable_holds_is_hidden_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exception quotes the key of a service, which looks like a checksum."""
+    key = "0123456789abcdef" * 2
+    said = f"401 for key {key}, revision {'fedcba9876543210' * 2}"
+    assert hidden(said) == said
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("HF_TOKEN", "none")
+    monkeypatch.setenv("HF_TOKEN_PATH", "revision-of-a-model")
+    assert hidden(said) == said.replace(key, MASK)
+    error = hidden_in(ScriptError("RuntimeError", said, traceback=f"key={key}"))
+    assert key not in repr(error) and "none of these" in hidden("none of these")
+    assert hidden("revision-of-a-model") == "revision-of-a-model"

@@ -2,11 +2,13 @@
 
 A command line, an exception, a framework's file or a config may hold a token. What looks like one
 is replaced, and so is the value of an option, an entry or a variable whose name says that it is
-one. Every format is handed a diagnosis that has been through :func:`hidden_in`.
+one; what such a variable of this process's environment holds is replaced wherever it stands. Every
+format is handed a diagnosis that has been through :func:`hidden_in`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -68,14 +70,37 @@ _ENTRY = re.compile(
 _NAME = re.compile(rf"(?:--)?(?:{_NAMES})", re.IGNORECASE)
 #: What an entry of such a name may hold: no special token, ``<s>``.
 _SECRET = re.compile(rf"{_NO_SECRET}(?!<).+", re.DOTALL)
+#: Characters that a variable of the environment has at least, so that its value is looked for
+#: everywhere: a short one may be a word.
+_LEAST_OF_VARIABLE = 12
 #: A name and a password in an address.
 _ADDRESS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+@", re.IGNORECASE)
 
 
 def hidden(text: str) -> str:
     """``text`` with :data:`MASK` in the place of each secret. Doing it twice changes nothing."""
+    return _text(text, _of_environment())
+
+
+def _of_environment() -> tuple[str, ...]:
+    """What the variables hold whose names say that it is a secret, the longest first."""
+    found = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _LEAST_OF_VARIABLE
+        and _PART_OF_A_NAME.search(name)
+        and _NAME.fullmatch(name)
+        and not value.startswith((MASK, os.sep))
+        and not any(map(str.isspace, value))
+    }
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _text(text: str, held: tuple[str, ...]) -> str:
     if len(text) < _SHORTEST:
         return text
+    for value in held:
+        text = text.replace(value, MASK)
     text = _TOKENS.sub(MASK, text)
     text = _WEB_TOKEN.sub(MASK, text)
     text = _LONG_WORD.sub(_random, text)
@@ -91,27 +116,28 @@ def hidden_in(value: T) -> T:
     """The same of data: of the strings in dataclasses, mappings, lists and tuples, of what an entry
     holds whose name says that it is a secret, and of what follows an option of such a name in a
     list. Where nothing is hidden it is ``value`` itself; whatever else is in it stays as it is."""
-    return cast(T, _hidden(value))
+    return cast(T, _hidden(value, _of_environment()))
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: Any, held: tuple[str, ...]) -> Any:
+    """``held``: what the environment holds."""
     if type(value) is str:
-        text = hidden(value)
+        text = _text(value, held)
         return value if text == value else text
     if is_dataclass(value) and not isinstance(value, type):
-        return _of_dataclass(value)
+        return _of_dataclass(value, held)
     if isinstance(value, Mapping):
-        items = {key: _entry(key, item) for key, item in value.items()}
+        items = {key: _entry(key, item, held) for key, item in value.items()}
         return items if _changed(value.values(), items.values()) else value
     if type(value) in (list, tuple):
-        parts = [_item(value, index) for index in range(len(value))]
+        parts = [_item(value, index, held) for index in range(len(value))]
         return type(value)(parts) if _changed(value, parts) else value
     return value
 
 
-def _of_dataclass(value: Any) -> Any:
+def _of_dataclass(value: Any, held: tuple[str, ...]) -> Any:
     before = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
-    changes = {name: _hidden(item) for name, item in before.items()}
+    changes = {name: _hidden(item, held) for name, item in before.items()}
     changes = {name: item for name, item in changes.items() if item is not before[name]}
     return replace(value, **changes) if changes else value
 
@@ -120,19 +146,19 @@ def _changed(before: Iterable[Any], now: Iterable[Any]) -> bool:
     return any(one is not other for one, other in zip(before, now, strict=True))
 
 
-def _entry(name: Any, item: Any) -> Any:
+def _entry(name: Any, item: Any, held: tuple[str, ...]) -> Any:
     """An entry of a mapping: a file's, or a variable of the environment."""
     if isinstance(name, str) and type(item) is str and _NAME.fullmatch(name):
         return MASK if _SECRET.fullmatch(item) and item != MASK else item
-    return _hidden(item)
+    return _hidden(item, held)
 
 
-def _item(parts: Any, index: int) -> Any:
+def _item(parts: Any, index: int, held: tuple[str, ...]) -> Any:
     """An item of a list, which may be a command line."""
     item, before = parts[index], parts[index - 1] if index else ""
     if type(item) is str and isinstance(before, str) and before.startswith("--"):
-        return MASK if _NAME.fullmatch(before) and item != MASK else _hidden(item)
-    return _hidden(item)
+        return MASK if _NAME.fullmatch(before) and item != MASK else _hidden(item, held)
+    return _hidden(item, held)
 
 
 def _random(found: re.Match[str]) -> str:
