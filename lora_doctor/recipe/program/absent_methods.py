@@ -162,11 +162,11 @@ def _of_reads(program: Program, pinned: frozenset[str], told: set[Place]) -> Ite
 def _of_read(owner: ValueType, read: AttributeRead) -> AbsentMethod | None:
     if owner.is_nothing:
         return _on_nothing(owner, read.name, read.span.place)
-    member = owner.member(read.name)
-    if read.indexed and member is not None and not member.is_property:
+    member = owner.member(read.name) if read.kind != "item" else None
+    if read.kind == "indexed" and member is not None and not member.is_property:
         sure = _is_sure(owner, member)
         return _found(owner, read.name, "method", read.span.place) if sure else None
-    if read.indexed or not owner.is_exact or owner.of[0] == "builtins":
+    if read.kind != "attribute" or not owner.is_exact or owner.of[0] == "builtins":
         return None
     has = attributes_of(".".join(owner.of))
     if has is None or read.name in has or read.name.startswith("__"):

@@ -4,18 +4,29 @@ now: asked of the installed signature."""
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top, uses_unsloth
+from lora_doctor.recipe.program.objects import (
+    is_loader,
+    is_trainer,
+    settings_of,
+    text_of,
+    top,
+    uses_unsloth,
+)
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed, renamed
-from lora_doctor.recipe.program.value_types import signature_of_call
+from lora_doctor.recipe.program.value_types import has_own_code, signature_of_call
 from lora_doctor.static.installed.api_tables import releases_of
+from lora_doctor.static.installed.loading_arguments import is_taken_by_loading
 from lora_doctor.static.installed.signatures import (
     Signature,
     installed_version,
@@ -24,7 +35,7 @@ from lora_doctor.static.installed.signatures import (
 )
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Pin
-from lora_doctor.static.program.units import Span
+from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import Argument, Call, Known
 
 _PACKAGES = (
@@ -80,7 +91,11 @@ def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
         if version is None or call.span in seen:
             continue
         seen.add(call.span)
-        yield from _by_flag(setup, call, version) if is_loader(call) else _in(setup, call, version)
+        if is_loader(call):
+            yield from _by_flag(setup, call, version)
+            yield from _by_config(call, version)
+        else:
+            yield from _in(setup, call, version)
 
 
 def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
@@ -217,6 +232,33 @@ def _by_flag(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument
             flag, call.method, "transformers", version, argument.whole.place, now, "",
             _rewrites(change),
         )  # fmt: skip
+
+
+def _by_config(call: Call, version: str) -> Iterator[UnknownArgument]:
+    """What ``from_pretrained`` hands on to the config, which does not have it, and then to the
+    constructor of the model, which does not take it."""
+    if top(call.name) != "transformers" or has_own_code(call) or call.heir is not None:
+        return
+    folder = text_of(call.value("pretrained_model_name_or_path", 0))
+    for name, argument in call.keywords.items():
+        if name in _FLAGS or is_taken_by_loading(name) is not False:
+            continue
+        if folder and name in _config_of(call.span.unit, folder):
+            continue
+        yield UnknownArgument(
+            name, call.method, "transformers", version, argument.whole.place, "", ""
+        )
+
+
+def _config_of(unit: Unit, folder: str) -> dict[str, Any]:
+    """The config in a folder, looked for from here and from the program; empty without one."""
+    for base in (Path(), Path(unit.file).parent):
+        try:
+            found = json.loads((base / folder / "config.json").read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _rewrites(changes: list[Splice]) -> tuple[Rewrite, ...]:

@@ -27,9 +27,20 @@ def loaded_onto_adapters(setup: Setup) -> Iterator[Slip]:
     for call in setup.program.calls:
         if not is_saved_adapter(call) or not call.certain:
             continue
-        first = next(makers(call.value("model", 0)), None)
+        first = _wrap_of(call.value("model", 0))
         if first is not None and is_wrap(first) and first.certain:
             yield slip(call, first, [])
+
+
+def _wrap_of(value: Value | None) -> Call | None:
+    """The last call that made a model; that of the PEFT model where it is ``base_model`` of one."""
+    steps = makers(value)
+    last = next(steps, None)
+    while last is not None and last.receiver is not None and last.method in ("base_model", "model"):
+        before, last = last, next(steps, None)
+        if before.method == "model" and last is not None and last.method == "base_model":
+            return None  # `model.base_model.model`: the adapted layers under their old names
+    return last
 
 
 def compiled_before_adapters(setup: Setup) -> Iterator[Slip]:

@@ -145,7 +145,7 @@ class Expressions:
         if found is not None:
             return through(found, name)
         if isinstance(owner, Thing):
-            self._note_read(owner, node)
+            self._note_read(owner, node.attr.value, node)
         if isinstance(owner, Instance) and owner.of is None:
             return self.unknown(node, f"pass `--{name}`")
         if isinstance(owner, Unknown) and owner.advice:
@@ -160,12 +160,14 @@ class Expressions:
             return None
         return replace(self.unknown(node), part=Part(owner, name, attribute))
 
-    def _note_read(self, owner: Thing, node: cst.Attribute, *, indexed: bool = False) -> None:
+    def _note_read(
+        self, owner: Thing, name: str, node: cst.CSTNode, kind: str = "attribute"
+    ) -> None:
         follower = self.follower
         follower.attribute_reads.append(
             AttributeRead(
-                owner, node.attr.value, follower.unit.span(node), not follower.unsure,
-                follower.guarded > 0, indexed,
+                owner, name, follower.unit.span(node), not follower.unsure,
+                follower.guarded > 0, kind,
             )
         )  # fmt: skip
 
@@ -257,7 +259,9 @@ class Expressions:
         if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
             self.follower.unit.span(node.value).end
         ):  # fmt: skip
-            self._note_read(last[0].owner, node.value, indexed=True)
+            self._note_read(last[0].owner, last[0].name, node.value, "indexed")
+        if isinstance(owner, Thing) and isinstance(key, Known) and isinstance(key.value, str):
+            self._note_read(owner, key.value, node, "item")
         if isinstance(owner, Reference) and owner.name == "os.environ":
             return environment(self.follower, key, None) or self.unknown(node, _set_variable(key))
         if not isinstance(key, Known):

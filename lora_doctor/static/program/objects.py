@@ -38,7 +38,7 @@ def attribute(follower: Context, owner: Value, name: str) -> Value | None:
     if isinstance(owner, ModuleValue):
         return owner.scope.names.get(name)
     if isinstance(owner, Thing):
-        return owner.attributes.get(name) or _of_trainer(owner, name)
+        return owner.attributes.get(name) or _of_trainer(owner, name) or _inner(owner, name)
     if isinstance(owner, Mapping):  # an object whose attributes are the entries
         return owner.entries.get(name, owner.open)
     if isinstance(owner, Class):
@@ -56,6 +56,18 @@ def _of_trainer(owner: Thing, name: str) -> Thing | None:
     if name != "model" or not call.method.endswith("Trainer"):
         return None
     made = Call(f"{call.name}().model", owner, (), {}, call.span, call.certain, call.number)
+    owner.attributes[name] = found = Thing(made)
+    return found
+
+
+def _inner(owner: Thing, name: str) -> Thing | None:
+    """``model.base_model``, and its ``model``: inside a PEFT model, with the same adapters."""
+    call = owner.call
+    wrapped = call.method in ("get_peft_model", "model") or ".PeftModel" in call.name
+    inside = name == "base_model" and wrapped
+    if not inside and not (name == "model" and call.method == "base_model"):
+        return None
+    made = Call(f"{call.name}().{name}", owner, (), {}, call.span, call.certain, call.number)
     owner.attributes[name] = found = Thing(made)
     return found
 

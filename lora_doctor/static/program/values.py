@@ -225,15 +225,16 @@ class ImportedName:
 
 @dataclass(frozen=True, eq=False)
 class AttributeRead:
-    """An attribute of a library's object that is read, and not called. ``certain``, ``guarded``: as
-    of a :class:`Call`. ``indexed``: an item of it is taken."""
+    """What is read off a library's object, and not called. ``certain``, ``guarded``: as of a
+    :class:`Call`. ``kind``: an ``attribute``, one that is ``indexed`` (an item of it is taken), or
+    an ``item`` of the object itself, whose key ``name`` is."""
 
     owner: Thing
     name: str
     span: Span
     certain: bool
     guarded: bool
-    indexed: bool = False
+    kind: str = "attribute"
 
 
 @dataclass(eq=False)
