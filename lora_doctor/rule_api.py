@@ -77,6 +77,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``narrow_overrides`` (``NarrowOverride``): methods of a Trainer of one's own that take too
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``absent_methods`` (``AbsentMethod``): methods that the object does not have or that refuse it;
+    ``contexts_not_entered`` and ``unused_adapter_configs`` (``WithoutEffect``): calls that do
+    nothing; ``absent_names`` (``AbsentName``): columns and splits that a data set does not have;
     ``asked_of_tokenizer`` (``AskedOfTokenizer``): a mask token or a template that it has to have;
     ``selected_beyond`` (``SelectedRows``): selections of more rows than a file has;
     ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
@@ -212,6 +214,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.cut import Cut
     from lora_doctor.recipe.files.side_files import SideFiles
     from lora_doctor.recipe.program.absent_methods import AbsentMethod, absent_methods
+    from lora_doctor.recipe.program.absent_names import AbsentName, absent_names
     from lora_doctor.recipe.program.adapter_steps import AdapterStep, adapter_steps
     from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
     from lora_doctor.recipe.program.after_training import (
@@ -291,6 +294,11 @@ if TYPE_CHECKING:
         labels_with_padding,
     )
     from lora_doctor.recipe.program.untrusted_code import UntrustedCode, untrusted_code
+    from lora_doctor.recipe.program.without_effect import (
+        WithoutEffect,
+        contexts_not_entered,
+        unused_adapter_configs,
+    )
     from lora_doctor.recipe.program.wrapping import (
         compiled_before_adapters,
         loaded_onto_adapters,
@@ -388,6 +396,10 @@ _LAZY = {
         "recipe.program.first_batch": ("OwnRows", "own_rows"),
         "recipe.program.made_trainer": ("MadeTrainer", "made_trainer"),
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
+        "recipe.program.absent_names": ("AbsentName", "absent_names"),
+        "recipe.program.without_effect": (
+            "WithoutEffect", "contexts_not_entered", "unused_adapter_configs",
+        ),
         "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
         "recipe.program.selected_rows": ("SelectedRows", "selected_beyond"),
         "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
@@ -477,6 +489,7 @@ __all__ = [
     "REMOVE",
     "TRAINER_STATE",
     "AbsentMethod",
+    "AbsentName",
     "ActivationReading",
     "AdaptedPart",
     "AdapterFiles",
@@ -606,8 +619,10 @@ __all__ = [
     "Use",
     "Verification",
     "Vocabulary",
+    "WithoutEffect",
     "WrittenValue",
     "absent_methods",
+    "absent_names",
     "accumulation_of",
     "adapted_by_the_trainer_too",
     "adapted_twice",
@@ -625,6 +640,7 @@ __all__ = [
     "brings_optimizer",
     "collated_columns",
     "compiled_before_adapters",
+    "contexts_not_entered",
     "contradictions",
     "cover_of",
     "distances_rewarded",
@@ -707,6 +723,7 @@ __all__ = [
     "unmatched_entries",
     "unmatched_targets",
     "untrusted_code",
+    "unused_adapter_configs",
     "without_lookahead",
     "without_state",
     "written_values",

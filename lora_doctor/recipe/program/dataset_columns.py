@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.program.objects import text_of, top
 from lora_doctor.static.program.values import (
     Call,
@@ -21,14 +25,15 @@ _KEEP = frozenset(
 _STEPS = 50
 
 
-def columns_of(value: Value | None) -> frozenset[str] | None:
+def columns_of(value: Value | None, folder: Path | None = None) -> frozenset[str] | None:
     """The columns of a ``datasets.Dataset`` or of a list of dictionaries; ``None`` where the text
-    does not say all of them."""
+    does not say all of them. ``folder``: of the program, whose JSON lines are read where it loads
+    them."""
     steps: list[Call] = []
     while isinstance(value, Thing) and value.call.receiver is not None and len(steps) < _STEPS:
         steps.append(value.call)
         value = value.call.receiver
-    found = _written(value)
+    found = _written(value) or (_in_file(value, folder) if folder is not None else None)
     for call in reversed(steps):
         found = _after(call, found) if found is not None else None
     return found
@@ -46,6 +51,37 @@ def _written(value: Value | None) -> frozenset[str] | None:
     if value.call.method == "from_list" and isinstance(given, Items):
         return _of_rows(given)
     return None
+
+
+def _in_file(value: Value | None, folder: Path) -> frozenset[str] | None:
+    """Of one file of JSON lines that is loaded as it is."""
+    call = value.call if isinstance(value, Thing) else None
+    if call is None or call.name != "datasets.load_dataset" or call.open is not None:
+        return None
+    plain = not set(call.keywords) - {"path", "data_files", "split", "cache_dir"}
+    name = text_of(call.value("data_files"))
+    if (
+        not plain
+        or len(call.positional) > 1
+        or text_of(call.value("path", 0)) != "json"
+        or not name
+    ):
+        return None
+    return keys_of_lines(folder / name)
+
+
+def keys_of_lines(path: Path) -> frozenset[str] | None:
+    """The keys of all rows of a file of JSON lines; ``None`` where one is no object, or the file
+    is not here."""
+    try:
+        if not path.is_file() or path.stat().st_size > PYTHON_BYTES:
+            return None
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    return frozenset(key for row in rows for key in row)
 
 
 def _of_rows(rows: Items) -> frozenset[str] | None:

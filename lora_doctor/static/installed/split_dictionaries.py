@@ -26,6 +26,14 @@ def splits_have(kind: str, name: str) -> bool | None:
     return name in words or hasattr(dict, name) or any(one.name == name for one in _own(node))
 
 
+@functools.cache
+def packaged_readers() -> frozenset[str]:
+    """The readers of files that come with the package: ``json``, ``csv`` and the like."""
+    folder = package_folder("datasets")
+    found = folder.glob("packaged_modules/*/__init__.py") if folder is not None else ()
+    return frozenset(file.parent.name for file in found)
+
+
 def stays_splits(kind: str, method: str) -> bool:
     """Whether a method returns all splits again, by its annotation."""
     node = _classes().get(kind)

@@ -25,6 +25,7 @@ from lora_doctor.static.program.truth import truth
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
     Argument,
+    AttributeRead,
     Function,
     ImportedName,
     Items,
@@ -89,6 +90,8 @@ class Statements(Bindings):
     #: What is imported from libraries; the ``try`` blocks around that are ready for its failure.
     imports: list[ImportedName]
     guarded: int
+    #: What is read off libraries' objects.
+    attribute_reads: list[AttributeRead]
 
     @abstractmethod
     def follow(self, unit: Unit) -> None: ...
