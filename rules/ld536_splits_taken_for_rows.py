@@ -85,6 +85,10 @@ class SplitsTakenForRows(Rule):
 
 
 _MESSAGES = {
+    "unpacked": (
+        "a {kind} is unpacked, which gives the names of its splits, as of any dictionary, and no "
+        "rows."
+    ),
     "method": "load_dataset without split returns a {kind}, which has no `{name}`: AttributeError.",
     "argument": (
         "load_dataset without split returns a {kind}, and {name} has to be the rows of one split: "

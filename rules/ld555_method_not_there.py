@@ -98,6 +98,8 @@ class MethodNotThere(Rule):
 def _read(found: AbsentMethod) -> Measurement:
     if found.why == "nothing":
         return Measurement("returns", "None", "installed source")
+    if found.why == "unpacked":
+        return Measurement("is iterable", False, "installed source")
     if found.why == "property":
         return Measurement(found.method, f"{found.source}, not a method", "installed source")
     if found.why == "method":
@@ -110,6 +112,9 @@ def _read(found: AbsentMethod) -> Measurement:
 _MESSAGES = {
     "attribute": (
         "{found.owner} has no attribute `{found.method}`: reading it raises AttributeError."
+    ),
+    "unpacked": (
+        "{found.owner} is one object, and is unpacked into several names: that raises TypeError."
     ),
     "nothing": (
         "`{found.owner}` returns None, and `{found.method}` is asked of what it returned: that "
@@ -139,6 +144,7 @@ _MESSAGES = {
 }
 _FIXES = {
     "attribute": "Read an attribute that {found.owner} has.",
+    "unpacked": "Bind it to one name.",
     "nothing": "Call {found.owner} on a line of its own, and keep the object.",
     "nowhere": "Call a method that the installed release has, or leave the call out.",
     "property": "Write {found.method} without parentheses.",

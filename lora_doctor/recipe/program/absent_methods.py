@@ -55,7 +55,8 @@ class AbsentMethod:
     #: PEFT's models have it; ``nowhere``: no class of
     #: a model or tokenizer has it; ``quantized``: it refuses weights in 4 or 8 bits; ``nothing``:
     #: there is no object, since the call that ``owner`` names returned nothing; ``property``: it is
-    #: a value and no method; ``method``: it is a method, and an item of it is taken.
+    #: a value and no method; ``method``: it is a method, and an item of it is taken; ``unpacked``:
+    #: the object is one, and is taken apart into several.
     why: str
     #: Where it is called.
     place: Place
@@ -162,6 +163,9 @@ def _of_reads(program: Program, pinned: frozenset[str], told: set[Place]) -> Ite
 def _of_read(owner: ValueType, read: AttributeRead) -> AbsentMethod | None:
     if owner.is_nothing:
         return _on_nothing(owner, read.name, read.span.place)
+    if read.kind == "unpacked":
+        made = owner.made.value("output_loading_info") is None
+        return _found(owner, "", "unpacked", read.span.place) if made and _is_whole(owner) else None
     member = owner.member(read.name) if read.kind != "item" else None
     if read.kind == "indexed" and member is not None and not member.is_property:
         sure = _is_sure(owner, member)
@@ -172,6 +176,16 @@ def _of_read(owner: ValueType, read: AttributeRead) -> AbsentMethod | None:
     if has is None or read.name in has or read.name.startswith("__"):
         return None
     return _found(owner, read.name, "attribute", read.span.place)
+
+
+def _is_whole(owner: ValueType) -> bool:
+    """Whether objects of the class can not be iterated over."""
+    if owner.of in (MODEL, PEFT_MODEL):
+        return owner.member("__iter__") is None and owner.member("__getitem__") is None
+    has = (
+        attributes_of(".".join(owner.of)) if owner.is_exact and owner.of[0] != "builtins" else None
+    )
+    return has is not None and not has & {"__iter__", "__getitem__", "__next__"}
 
 
 def _on_nothing(owner: ValueType, name: str, place: Place) -> AbsentMethod | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lora_doctor.recipe.program.objects import is_none, is_trainer, top
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.value_types import type_of
 from lora_doctor.static.installed.split_dictionaries import (
     SPLITS,
     STREAMED_SPLITS,
@@ -15,7 +16,7 @@ from lora_doctor.static.installed.split_dictionaries import (
     stays_splits,
 )
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Call, Known, Thing, Unknown, Value
+from lora_doctor.static.program.values import AttributeRead, Call, Known, Thing, Unknown, Value
 
 _LOADS = "datasets.load_dataset"
 _CHAIN = 20
@@ -29,7 +30,8 @@ class SplitsAsRows:
     kind: str
     #: What it does not have or is not taken for: ``train_test_split``, ``train_dataset``.
     name: str
-    #: ``method`` that it lacks, ``argument`` of a trainer, or the ``columns`` that are removed.
+    #: ``method`` that it lacks, ``argument`` of a trainer, the ``columns`` that are removed, or
+    #: ``unpacked``.
     use: str
     #: Where it is used.
     place: Place
@@ -41,6 +43,9 @@ def splits_as_rows(setup: Setup) -> Iterator[SplitsAsRows]:
     """Each of them that surely runs; none where another release of datasets is pinned."""
     if "datasets" in pinned_otherwise(setup.program):
         return
+    for read in setup.program.attribute_reads:
+        if read.kind == "unpacked" and read.certain and not read.guarded:
+            yield from _of_unpacking(read)
     for call in setup.program.calls:
         if call.certain and not call.guarded:
             yield from _of_receiver(call)
@@ -57,6 +62,13 @@ def _of_receiver(call: Call) -> Iterator[SplitsAsRows]:
         yield SplitsAsRows(kind, call.method, "method", call.place, source.place)
     elif call.method == "map" and _names_its_splits(call):
         yield SplitsAsRows(kind, "remove_columns", "columns", call.place, source.place)
+
+
+def _of_unpacking(read: AttributeRead) -> Iterator[SplitsAsRows]:
+    """``train, test = rows.train_test_split(…)``: the names of the splits, as of any dictionary."""
+    found = type_of(read.owner)
+    if found is not None and found.name in (SPLITS, STREAMED_SPLITS) and found.made.certain:
+        yield SplitsAsRows(found.name, "", "unpacked", read.span.place, found.made.place)
 
 
 def _names_its_splits(call: Call) -> bool:

@@ -12,13 +12,20 @@ from lora_doctor.recipe.program.objects import (
     class_of,
     is_optimizer,
     loader_of,
+    text_of,
     top,
     uses_unsloth,
     wrappers,
 )
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
-from lora_doctor.recipe.program.value_types import PACKAGES, signature_of_call, type_of
+from lora_doctor.recipe.program.value_types import (
+    MODEL,
+    PACKAGES,
+    PEFT_MODEL,
+    signature_of_call,
+    type_of,
+)
 from lora_doctor.static.installed.constructor_use import (
     Use,
     attributes_of,
@@ -91,6 +98,7 @@ def _of_call(call: Call) -> Iterator[MisplacedArgument]:
     is_class = call.method[:1].isupper() and call.receiver is None
     callee, signature = signature_of_call(call) or ("", None)
     if signature is None:
+        yield from _of_texts(call)
         return
     source = f"the signature of {callee}"
     if signature.positional is None:
@@ -113,6 +121,23 @@ def _of_call(call: Call) -> Iterator[MisplacedArgument]:
         yield from _of_kind(call, signature, name, argument)
         if is_class:
             yield from _of_use(call, name, argument)
+
+
+def _of_texts(call: Call) -> Iterator[MisplacedArgument]:
+    """``model.generate("…")``: a text where the installed method has a tensor."""
+    owner = type_of(call.receiver) if call.method == "generate" else None
+    member = owner.member(call.method) if owner is not None else None
+    if owner is None or owner.of not in (MODEL, PEFT_MODEL):
+        return
+    argument = call.argument("inputs", 0) or call.argument("input_ids")
+    values = argument.value if argument is not None else None
+    one = values.items[:1] if isinstance(values, Items) and values.open is None else [values]
+    if argument is not None and any(text_of(each) is not None for each in one):
+        where = member.place if member is not None else "installed source"
+        yield MisplacedArgument(
+            f"{call.method} of a model", argument.name or "inputs", "kind", "text",
+            "token ids, as a tokenizer makes them,", argument.span.place, where,
+        )  # fmt: skip
 
 
 def _missing(

@@ -54,9 +54,9 @@ def member_of(package: str, name: str, member: str) -> Member | None:
     """The member that objects of a class have; ``None`` where no class statement that can be read
     has it."""
     for where, node in class_chain(package, name):
-        for one in node.body:
-            named = isinstance(one, ast.FunctionDef) and one.name == member
-            if named and not _OTHER_HALVES.intersection(_decorators(one)):
+        named = (one for one in node.body if getattr(one, "name", "") == member)
+        for one in named:
+            if isinstance(one, ast.FunctionDef) and not _OTHER_HALVES & {*_decorators(one)}:
                 return Member(where, node.name, one)
     return None
 

@@ -79,7 +79,7 @@ def _attributes(package: str, name: str, depth: int) -> frozenset[str] | None:
         if inherited in ("object", "ABC"):
             continue
         if isinstance(base, ast.Call) and ast.unparse(base.func).endswith("namedtuple"):
-            names |= {one.value for one in ast.walk(base) if isinstance(one, ast.Constant)}
+            names |= {str(one.value) for one in ast.walk(base) if isinstance(one, ast.Constant)}
             inherited = "NamedTuple"
         if inherited == "NamedTuple":
             names |= {*dir(tuple), "_asdict", "_replace", "_make", "_fields"}

@@ -42,6 +42,11 @@ class Bindings(ABC):
     @abstractmethod
     def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown: ...
 
+    @abstractmethod
+    def note_read(
+        self, owner: Thing, name: str, node: cst.CSTNode, kind: str = "attribute"
+    ) -> None: ...
+
     def _assign(self, node: cst.Assign) -> None:
         value = self.value(node.value)
         for target in node.targets:
@@ -97,6 +102,8 @@ class Bindings(ABC):
         if isinstance(target, cst.Name):
             self.scope.names[target.value] = value
         elif isinstance(target, (cst.Tuple, cst.List)):
+            if isinstance(value, Thing):
+                self.note_read(value, "", target, "unpacked")
             for number, element in enumerate(target.elements):
                 self.bind(element.value, self._part(value, number, element))
         elif isinstance(target, cst.Attribute):

@@ -13,6 +13,7 @@ from lora_doctor.static.program.values import (
     Function,
     ModuleValue,
     Scope,
+    Thing,
     Unknown,
     Value,
 )
@@ -57,6 +58,11 @@ class Context(Protocol):
 
     def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown:
         """The expression as something that the text does not say."""
+
+    def note_read(
+        self, owner: Thing, name: str, node: cst.CSTNode, kind: str = "attribute"
+    ) -> None:
+        """Record what is read off an object: see :class:`AttributeRead`."""
 
     def bind(self, target: cst.CSTNode, value: Value) -> None:
         """Give the names of a target their values."""

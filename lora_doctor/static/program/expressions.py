@@ -18,7 +18,6 @@ from lora_doctor.static.program.known_names import known_name
 from lora_doctor.static.program.truth import is_model, truth
 from lora_doctor.static.program.values import (
     LONGEST,
-    AttributeRead,
     Function,
     Instance,
     Items,
@@ -145,7 +144,7 @@ class Expressions:
         if found is not None:
             return through(found, name)
         if isinstance(owner, Thing):
-            self._note_read(owner, node.attr.value, node)
+            self.follower.note_read(owner, node.attr.value, node)
         if isinstance(owner, Instance) and owner.of is None:
             return self.unknown(node, f"pass `--{name}`")
         if isinstance(owner, Unknown) and owner.advice:
@@ -159,17 +158,6 @@ class Expressions:
         if not isinstance(owner, Thing) and not (isinstance(owner, Unknown) and owner.part):
             return None
         return replace(self.unknown(node), part=Part(owner, name, attribute))
-
-    def _note_read(
-        self, owner: Thing, name: str, node: cst.CSTNode, kind: str = "attribute"
-    ) -> None:
-        follower = self.follower
-        follower.attribute_reads.append(
-            AttributeRead(
-                owner, name, follower.unit.span(node), not follower.unsure,
-                follower.guarded > 0, kind,
-            )
-        )  # fmt: skip
 
     def _unaryoperation(self, node: cst.UnaryOperation) -> Value | None:
         found = self.value(node.expression)
@@ -259,9 +247,9 @@ class Expressions:
         if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
             self.follower.unit.span(node.value).end
         ):  # fmt: skip
-            self._note_read(last[0].owner, last[0].name, node.value, "indexed")
+            self.follower.note_read(last[0].owner, last[0].name, node.value, "indexed")
         if isinstance(owner, Thing) and isinstance(key, Known) and isinstance(key.value, str):
-            self._note_read(owner, key.value, node, "item")
+            self.follower.note_read(owner, key.value, node, "item")
         if isinstance(owner, Reference) and owner.name == "os.environ":
             return environment(self.follower, key, None) or self.unknown(node, _set_variable(key))
         if not isinstance(key, Known):

@@ -129,6 +129,16 @@ class Follower(Statements):
         """An attribute of a value."""
         return attribute(self, owner, name)
 
+    def note_read(
+        self, owner: Thing, name: str, node: cst.CSTNode, kind: str = "attribute"
+    ) -> None:
+        """Record what is read off an object."""
+        self.attribute_reads.append(
+            AttributeRead(
+                owner, name, self.unit.span(node), not self.unsure, self.guarded > 0, kind
+            )
+        )
+
     # --- calls ---------------------------------------------------------------------------------
 
     def call(self, node: cst.Call) -> Value:

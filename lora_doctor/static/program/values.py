@@ -227,7 +227,8 @@ class ImportedName:
 class AttributeRead:
     """What is read off a library's object, and not called. ``certain``, ``guarded``: as of a
     :class:`Call`. ``kind``: an ``attribute``, one that is ``indexed`` (an item of it is taken), or
-    an ``item`` of the object itself, whose key ``name`` is."""
+    an ``item`` of the object itself, whose key ``name`` is, or the whole that is ``unpacked`` into
+    several names."""
 
     owner: Thing
     name: str
