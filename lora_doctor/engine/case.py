@@ -167,10 +167,10 @@ class Case(MetaEvidence):
         from lora_doctor.recipe.program.first_batch import own_rows
         from lora_doctor.results.first_batch import FirstBatch
 
-        self._require("tiny")
         rows = own_rows(self.program)
         if rows is None:
             raise EvidenceError("the script does not say all of its rows and of its trainer")
+        self._require("tiny")
         recipe = self.recipe_in_full()
         self._progress("taking the first batch of the program's rows")
         return self._tasks.gather(

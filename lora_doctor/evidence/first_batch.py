@@ -28,6 +28,7 @@ from lora_doctor.evidence.tokenizer import load_tokenizer
 from lora_doctor.model import loading
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.first_batch import FirstBatch
+from lora_doctor.results.training_signal import OneLabel
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 
@@ -38,6 +39,8 @@ _COUNT = frozenset(
      "length_column_name", "dataloader_drop_last", "label_smoothing_factor",
      "train_sampling_strategy", "model_init_kwargs"}
 )  # fmt: skip
+#: Columns of classes, and rows of which it means something that all have one.
+_OF_LABELS, _LEAST = ("label", "labels"), 16
 _BATCHES = 8
 #: Rows of a batch, where the program asks for more, and with a large vocabulary.
 _ROWS, _ROWS_IF_LARGE = 16, 2
@@ -118,6 +121,7 @@ class _Run:
     rows: int = 0
     batches: int = 0
     columns: tuple[str, ...] = ()
+    one_label: OneLabel | None = None
     #: The tiny model, a batch of ours that it takes, the recipe for it, and the most rows of a
     #: batch that it is given.
     _small: Any = None
@@ -148,9 +152,11 @@ class _Run:
             return FirstBatch(
                 package, self.rows, self.batches, found.stage, type(error).__name__,
                 " ".join(text_of(error).split())[:400], _raised_at(error),
-                maker.budget.line or maker.line, self.columns,
+                maker.budget.line or maker.line, self.columns, self.one_label,
             )  # fmt: skip
-        return FirstBatch(package, self.rows, self.batches, columns=self.columns)
+        return FirstBatch(
+            package, self.rows, self.batches, columns=self.columns, one_label=self.one_label
+        )
 
     def _count(self, train: Any) -> None:
         self.rows = len(train) if hasattr(type(train), "__len__") else 0
@@ -162,6 +168,21 @@ class _Run:
             raise NotFollowedError("what stands for rows")
         found = names if isinstance(names, list) else (first if isinstance(first, dict) else ())
         self.columns = tuple(str(name) for name in found)
+        self.one_label = self._one_label(train)
+
+    def _one_label(self, train: Any) -> OneLabel | None:
+        """The class that all rows have; ``None`` of few rows, of numbers that are no classes, and
+        where the rows have several."""
+        classes = self.plan["labels"].get("num_labels")
+        name = next((one for one in _OF_LABELS if one in self.columns), None)
+        if name is None or self.rows < _LEAST or classes == 1:
+            return None
+        found = train.unique(name) if hasattr(train, "unique") else [row[name] for row in train]
+        classifier = "SequenceClassification" in str(self.recipe.get("model_class"))
+        kinds = (bool, int) if classifier else bool  # of other trainers, which answers are wanted
+        if not all(isinstance(one, kinds) for one in found) or len(set(found)) != 1:
+            return None
+        return OneLabel(name, str(found[0]), self.rows, classes)
 
     def _model(self) -> Any:
         """Tiny, with the vocabulary and the positions of the real one, and as many labels."""

@@ -179,8 +179,9 @@ class Maker:
         given, named = self._arguments(node)
         if not _is_set(owner) or name not in _OF_SETS:
             raise NotFollowedError(name)
-        if any(callable(one) and not _is_followed(one) for one in (*given, *named.values())):
-            raise NotFollowedError(name)
+        for one in (*given, *named.values()):
+            if callable(one) and one is not self.tokenizer and not _is_followed(one):
+                raise NotFollowedError(name)
         self._reached(node)
         if name in ("map", "filter"):
             named["load_from_cache_file"] = False

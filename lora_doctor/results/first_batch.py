@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lora_doctor.results.training_signal import OneLabel
+
 
 @dataclass(frozen=True)
 class FirstBatch:
@@ -26,3 +28,5 @@ class FirstBatch:
     line: int = 0
     #: What the rows had as columns before the trainer got them.
     columns: tuple[str, ...] = ()
+    #: The class that all of the rows have, where they have one and it means something.
+    one_label: OneLabel | None = None

@@ -31,7 +31,7 @@ _OF_MODEL = frozenset({"is_parallelizable", "model_parallel", "hf_device_map"})
 #: Arguments of a model's loading that are kept in its config, and decide about its labels.
 _OF_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 _CONFIG_SET = re.compile(
-    r"\.config\.(?:num_labels|problem_type|id2label|label2id|vocab_size|pad_token_id)\s*="
+    r"\.config\.(?:num_labels|problem_type|id2label|label2id|vocab_size)\s*="
     r"|setup_chat_format|clone_chat_template"
 )
 #: Arguments about where a tokenizer comes from.

@@ -240,9 +240,12 @@ class Expressions:
 
     def _subscript(self, node: cst.Subscript) -> Value | None:
         owner = self.value(node.value)
-        if len(node.slice) != 1 or not isinstance(node.slice[0].slice, cst.Index):
+        if len(node.slice) != 1:
             return None
-        key = self.value(node.slice[0].slice.value)
+        index = node.slice[0].slice
+        if not isinstance(index, cst.Index):
+            return self._sliced(owner, index) if isinstance(index, cst.Slice) else None
+        key = self.value(index.value)
         last = self.follower.attribute_reads[-1:]
         if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
             self.follower.unit.span(node.value).end
@@ -265,6 +268,20 @@ class Expressions:
             return _computed(operator.getitem, constant(owner), key.value)
         except (IndexError, TypeError, KeyError, NotPlainError):
             return None
+
+    def _sliced(self, owner: Value, part: cst.Slice) -> Value | None:
+        """``rows[:8]`` of what is known."""
+        bounds = [self.value(one) if one is not None else Known(None)
+                  for one in (part.lower, part.upper, part.step)]  # fmt: skip
+        numbers = [one.value for one in bounds if isinstance(one, Known)]
+        plain_numbers = all(one is None or type(one) is int for one in numbers)
+        if len(numbers) < len(bounds) or not plain_numbers or numbers[2] == 0:
+            return None
+        if isinstance(owner, Items) and owner.open is None and owner.kind != "set":
+            return Items(owner.items[slice(*numbers)], owner.kind)
+        if isinstance(owner, Known) and isinstance(owner.value, str):
+            return Known(owner.value[slice(*numbers)])
+        return None
 
     def _listcomp(self, node: cst.ListComp | cst.SetComp | cst.GeneratorExp) -> Value | None:
         return listed(self.follower, node)
