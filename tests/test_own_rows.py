@@ -23,7 +23,11 @@ import json
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import *
+from transformers import (
+    AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
+    DataCollatorForLanguageModeling, DataCollatorWithPadding, Trainer, TrainingArguments,
+    default_data_collator,
+)
 
 tokenizer = AutoTokenizer.from_pretrained({str(FOLDER)!r})
 tokenizer.pad_token = tokenizer.eos_token
