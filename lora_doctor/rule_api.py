@@ -64,8 +64,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``written_values``: the single values that the user's file hands to a config or to such
     arguments (``WrittenValue``), of which ``misused_values`` (``MisusedValues``) tells what fails
     (``MisusedValue``);
-    ``made_trainer``: the trainer, as far as it can be made again, a ``MadeTrainer``;
-    ``sets_padding_id``;
+    ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
@@ -251,7 +250,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.initialising import may_initialise
     from lora_doctor.recipe.program.launch import Launch, is_certain
     from lora_doctor.recipe.program.made_arguments import made_arguments
-    from lora_doctor.recipe.program.made_trainer import MadeTrainer, made_trainer
+    from lora_doctor.recipe.program.made_trainer import made_trainer
     from lora_doctor.recipe.program.misplaced import MisplacedArgument, misplaced_arguments
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
@@ -394,7 +393,7 @@ _LAZY = {
         "recipe.program.launch": ("Launch", "is_certain"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.first_batch": ("OwnRows", "own_rows"),
-        "recipe.program.made_trainer": ("MadeTrainer", "made_trainer"),
+        "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
         "recipe.program.absent_names": ("AbsentName", "absent_names"),
         "recipe.program.without_effect": (
@@ -543,7 +542,6 @@ __all__ = [
     "Location",
     "LongRow",
     "LooseMatch",
-    "MadeTrainer",
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",

@@ -20,7 +20,7 @@ from lora_doctor.rule_api import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import FirstBatch, MadeTrainer
+    from lora_doctor.rule_api import FirstBatch, OwnRows
 
 _DONE = {
     "rows": "The rows of the script cannot be made",
@@ -87,12 +87,12 @@ class OwnRowsFail(Rule):
         found = case.first_batch
         if found.stage and not _is_told_already(case, found):
             alike = case.other_rules.with_symptom(f"{found.kind}: {found.message}")
-            yield self._of(rows.trainer, found, alike)
+            yield self._of(rows, found, alike)
 
-    def _of(self, trainer: MadeTrainer, found: FirstBatch, alike: list[str]) -> Finding:
-        name = trainer.name.rpartition(".")[2]
+    def _of(self, rows: OwnRows, found: FirstBatch, alike: list[str]) -> Finding:
+        name = rows.name.rpartition(".")[2]
         what = _DONE[found.stage].format(trainer=name)
-        place = trainer.place
+        place = rows.place
         return self.finding(
             "error",
             f"{what}: {found.kind}: {found.message}",

@@ -82,11 +82,12 @@ def gather(
         EvidenceError: it cannot be told here what the trainer makes of the rows.
     """
     cls = class_named(plan["name"])
+    loop = plan["name"].startswith("torch.")
     try:
         tokenizer = _tokenizer(source, plan["tokenizer"])
         run = _Run(cls, plan, source, Recipe.from_json(recipe), tokenizer)
         with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, quietly():
-            return dataclasses.asdict(run.looked_at(folder))
+            return dataclasses.asdict(run.of_a_loop(folder) if loop else run.looked_at(folder))
     except NotFollowedError as error:
         raise EvidenceError(f"the rows are made by more than plain code: {error}") from None
 
@@ -130,32 +131,73 @@ class _Run:
     _most_rows: int = _ROWS
 
     def looked_at(self, folder: str) -> FirstBatch:
-        maker = Maker(self.tokenizer, None)
-        maker.cache, maker.folder = folder, Path(self.plan["folder"])
-        package = release(self.cls.__module__.partition(".")[0])
+        """Of a trainer."""
+        maker = self._maker(folder)
         try:
-            report_progress("making the rows")
-            with _stage("rows"):
-                train = as_rows(maker.value(self.plan["train"]))
-            self._count(train)
+            train = self._set(maker)
             model = self._model()
             maker.model = model
-            with _stage("collator"):
-                given = {n: as_collator(maker.value(o)) for n, o in self.plan["with"].items()}
-            maker.line = maker.budget.line = 0
+            given = self._given(maker)
             report_progress("making the trainer with its rows")
             trainer = self._trainer(copy.deepcopy(model), train, given, folder)
             self._batches(trainer)
         except _ProgramError as found:
             self._require_ours_works(found.stage, folder)
-            error = found.error
-            return FirstBatch(
-                package, self.rows, self.batches, found.stage, type(error).__name__,
-                " ".join(text_of(error).split())[:400], _raised_at(error),
-                maker.budget.line or maker.line, self.columns, self.one_label,
-            )  # fmt: skip
-        return FirstBatch(
-            package, self.rows, self.batches, columns=self.columns, one_label=self.one_label
+            return self._answer(maker, found)
+        return self._answer(maker)
+
+    def of_a_loop(self, folder: str) -> FirstBatch:
+        """Of a loader whose batches a loop takes."""
+        maker = self._maker(folder)
+        try:
+            train = self._set(maker)
+            given = self._given(maker)
+            report_progress("collating its rows")
+            with _stage("batch"):
+                size = min(self.plan["batch_size"], _ROWS)
+                batches = list(
+                    itertools.islice(self.cls(train, batch_size=size, **given), _BATCHES)
+                )
+            self.batches = len(batches)
+            _require_tensors(batches, loading.Loader(self.source, self.recipe).model_class)
+        except _ProgramError as found:
+            return self._answer(maker, found)
+        return self._answer(maker)
+
+    def _maker(self, folder: str) -> Maker:
+        maker = Maker(self.tokenizer, None)
+        maker.cache, maker.folder = folder, Path(self.plan["folder"])
+        return maker
+
+    def _set(self, maker: Maker) -> Any:
+        report_progress("making the rows")
+        with _stage("rows"):
+            train = as_rows(maker.value(self.plan["train"]))
+        self._count(train)
+        return train
+
+    def _given(self, maker: Maker) -> dict[str, Any]:
+        """What else the trainer is given of the program's."""
+        with _stage("collator"):
+            given = {n: as_collator(maker.value(o)) for n, o in self.plan["with"].items()}
+        maker.line = maker.budget.line = 0
+        return given
+
+    def _answer(self, maker: Maker, found: _ProgramError | None = None) -> FirstBatch:
+        answer = FirstBatch(
+            release(self.cls.__module__.partition(".")[0]), self.rows, self.batches,
+            columns=self.columns, one_label=self.one_label,
+        )  # fmt: skip
+        if found is None:
+            return answer
+        error = found.error
+        return dataclasses.replace(
+            answer,
+            stage=found.stage,
+            kind=type(error).__name__,
+            message=" ".join(text_of(error).split())[:400],
+            raised_at=_raised_at(error),
+            line=maker.budget.line or maker.line,
         )
 
     def _count(self, train: Any) -> None:
@@ -177,12 +219,16 @@ class _Run:
         name = next((one for one in _OF_LABELS if one in self.columns), None)
         if name is None or self.rows < _LEAST or classes == 1:
             return None
-        found = train.unique(name) if hasattr(train, "unique") else [row[name] for row in train]
         classifier = "SequenceClassification" in str(self.recipe.get("model_class"))
         kinds = (bool, int) if classifier else bool  # of other trainers, which answers are wanted
-        if not all(isinstance(one, kinds) for one in found) or len(set(found)) != 1:
+        columns = hasattr(train, "unique")
+        first = (train.with_format(None) if columns else train)[0][name]
+        if not isinstance(first, kinds):
             return None
-        return OneLabel(name, str(found[0]), self.rows, classes)
+        found = train.unique(name) if columns else [row[name] for row in train]
+        if any(one != first or not isinstance(one, kinds) for one in found):
+            return None
+        return OneLabel(name, str(first), self.rows, classes)
 
     def _model(self) -> Any:
         """Tiny, with the vocabulary and the positions of the real one, and as many labels."""
@@ -318,6 +364,20 @@ class _stage:
         if others or NOT_THEIRS.search(said) or _NOT_OF_ROWS.search(said):
             raise EvidenceError(said) from error
         raise _ProgramError(self.name, error) from error
+
+
+def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
+    """Raises what a model says to a list in the place of a tensor: of lists of one length torch's
+    own collator makes a list for each place in them."""
+    taken = inspect.signature(model_class.forward).parameters
+    for batch in batches:
+        for name, value in batch.items() if isinstance(batch, dict) else ():
+            if name in taken and isinstance(value, list):
+                error = TypeError(
+                    f"{name} of a batch is a list of {len(value)} parts, where the model takes a "
+                    "tensor"
+                )
+                raise _ProgramError("batch", error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

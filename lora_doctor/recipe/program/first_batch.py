@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.recipe.program.made_trainer import MadeTrainer, made_trainer
+from lora_doctor.recipe.program.made_trainer import made_trainer
 from lora_doctor.recipe.program.objects import class_of, is_none, loader_of, makers, top
 from lora_doctor.recipe.program.own_rows import Describer, Node
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
     Call,
     Known,
@@ -40,19 +41,34 @@ _SOURCE = ("token", "use_auth_token", "cache_dir", "revision", "local_files_only
 _MOST_TOKENIZERS = 1
 
 
+_LOADER = "torch.utils.data.DataLoader"
+#: Arguments of a loader, all of them; others decide which rows are in a batch.
+_OF_LOADERS = frozenset(
+    {"dataset", "batch_size", "shuffle", "collate_fn", "num_workers", "pin_memory", "drop_last",
+     "persistent_workers"}
+)  # fmt: skip
+#: What a loop may make tensors of lists with.
+_STACKS = re.compile(r"\b(?:stack|as_tensor|LongTensor|pad_sequence|cat)\(|torch\.tensor\(")
+
+
 @dataclass(frozen=True)
 class OwnRows:
     """What :func:`own_rows` describes."""
 
-    trainer: MadeTrainer
+    #: Dotted name of the class of the trainer, or of the loader of a loop, and where it is made.
+    name: str
+    place: Place
     #: For the other process.
     described: dict[str, Any]
 
 
 def own_rows(setup: Setup) -> OwnRows | None:
-    """The trainer that trains with its rows; ``None`` where the text does not say all of it."""
+    """The trainer that trains, or the loader of a loop, with its rows; ``None`` where the text does
+    not say all of it."""
     call = setup.roles.trainer
-    if call is None or is_none(call.value("train_dataset", 3)) or "datasets" in pinned_otherwise(
+    if call is None:
+        return _of_a_loop(setup)
+    if is_none(call.value("train_dataset", 3)) or "datasets" in pinned_otherwise(
         setup.program
     ):  # fmt: skip
         return None
@@ -61,9 +77,40 @@ def own_rows(setup: Setup) -> OwnRows | None:
     if trainer is None or (isinstance(made, Thing) and made.attributes):
         return None
     try:
-        return OwnRows(trainer, {**trainer.to_json(), **_described(setup, call)})
+        described = {**trainer.to_json(), **_described(setup, call)}
     except NotPlainError:
         return None
+    return OwnRows(trainer.name, trainer.place, described)
+
+
+def _of_a_loop(setup: Setup) -> OwnRows | None:
+    """The first loader of torch's, whose batches a loop of the program's own takes."""
+    program, loaded = setup.program, setup.roles.loader
+    calls = [one for one in program.calls if one.name == _LOADER and one.certain]
+    untouched = not any(_STACKS.search(unit.text) for unit in program.units)
+    pinned = pinned_otherwise(program) & {"datasets", "transformers", "torch"}
+    if not calls or loaded is None or pinned or not untouched or setup.roles.wrapper is None:
+        return None
+    call, model = calls[0], loaded.result
+    if call.open is not None or len(call.positional) > 1 or set(call.keywords) - _OF_LOADERS:
+        return None
+    try:
+        tokenizer = _tokenizer(setup, call, model)
+        describer = Describer(program.calls, tokenizer, model, program.path.parent)
+        collator = call.value("collate_fn")
+        size = call.value("batch_size")
+        described = {
+            "name": call.name,
+            "train": describer.node(call.value("dataset", 0)),
+            "with": {} if is_none(collator) else {"collate_fn": describer.node(collator)},
+            "batch_size": 1 if is_none(size) else constant(size),
+            "tokenizer": _of_tokenizer(setup, tokenizer, describer),
+            "labels": {},
+            "folder": str(program.path.parent.resolve()),
+        }
+    except NotPlainError:
+        return None
+    return OwnRows(call.name, call.place, described)
 
 
 def _described(setup: Setup, call: Call) -> dict[str, Any]:
