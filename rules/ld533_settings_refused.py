@@ -21,7 +21,9 @@ class SettingsRefused(Rule):
     The framework raises while it reads its arguments, or when it loads the model.
 
     ## Why
-    Two settings exclude each other, or one needs another that is missing.
+    Two settings exclude each other, or one needs another that is missing; or a value is none that
+    the argument can have: of its annotation, of the choices for its parser, of the enumeration that
+    its class makes of it, or of those that the installed trainers go through before they raise.
 
     ## Versions
     The checks of LLaMA-Factory and axolotl are read off the source of the installed release, else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,9 @@ from lora_doctor.recipe.files.refusals import none_of_the_choices
 from lora_doctor.recipe.keys import config_fields
 from lora_doctor.results.finding import Finding
 from lora_doctor.static.installed.environment import known_architectures
-from lora_doctor.static.installed.field_choices import choices_of
+from lora_doctor.static.installed.field_choices import choices_of, choices_of_fields
 from lora_doctor.static.installed.framework_fields import Fields
+from lora_doctor.static.installed.handled_values import handled_values
 
 
 def found(tmp_path: Path, text: str, name: str = "set_up.yaml") -> dict[str, Finding]:
@@ -85,6 +87,94 @@ def test_an_installed_release_has_what_it_registers_and_nothing_else() -> None:
     assert remark.names == ("template",) and "qwen3, mistral" in remark.what
     assert not list(none_of_the_choices(fields, {"template": "qwen4"}, extended=True))
     assert not list(none_of_the_choices(fields, {"template": "qwen3"}))
+
+
+_ARGUMENTS = """
+class Kind(str, Enum):
+    A = "steps"
+    B = "epoch"
+class Arguments:
+    strategy: Kind | str = field(default="steps")
+    sometimes: str = "x"
+    listed: str = field(default="a", metadata={"help": "", "choices": ["a", "b"]})
+    open: list[str] = field(default_factory=lambda: ["a"])
+    def __post_init__(self):
+        self.strategy = Kind(self.strategy)
+        if self.open:
+            self.sometimes = Kind(self.sometimes)
+"""
+
+
+def test_a_class_lists_values_for_its_parser_and_by_what_it_makes_of_them() -> None:
+    """Not where it does so under a condition only."""
+    kind, arguments = ast.parse(_ARGUMENTS).body
+    assert isinstance(kind, ast.ClassDef) and isinstance(arguments, ast.ClassDef)
+    found = choices_of_fields(arguments, lambda name: kind if ast.unparse(name) == "Kind" else None)
+    assert dict(found) == {
+        "strategy": ("steps", "epoch"), "sometimes": (), "listed": ("a", "b"), "open": (),
+    }  # fmt: skip
+
+
+_TRAINER = """
+MORE = ("exo", "aot")
+class Trainer:
+    def loss(self):
+        for loss_type in self.loss_types:
+            if loss_type == "sigmoid":
+                pass
+            elif loss_type in ["hinge", "ipo"]:
+                pass
+            elif self.loss_type in MORE:
+                pass
+            else:
+                raise ValueError(loss_type)
+    def other(self):
+        if self.args.mode not in ("left", "right"):
+            raise ValueError
+        if self.args.style == "a":
+            pass
+        elif self.args.style in self.known:
+            pass
+        else:
+            raise ValueError
+        if self.kind == "a":
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("loss_type", ("sigmoid", "hinge", "ipo", "exo", "aot")),
+        ("mode", ("left", "right")),
+        ("style", ()),  # some are not known
+        ("kind", ()),  # the others are no error
+    ],
+)
+def test_the_values_that_a_trainer_goes_through_are_those_that_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, values: tuple[str, ...]
+) -> None:
+    package = f"trainers_of_{name}"
+    (tmp_path / package / "inner").mkdir(parents=True)
+    (tmp_path / package / "__init__.py").touch()
+    (tmp_path / package / "inner" / "some_trainer.py").write_text(_TRAINER)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert handled_values((package,), name) == values
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("sigmod", "sigmoid"), (["sft", "sigmod"], ["sft", "sigmoid"]), ("sigmoid", None),
+     (["sigmoid"], None), ("of_my_own_trainer", None), ("ipo2", None)],
+)  # fmt: skip
+def test_a_value_that_no_trainer_knows_is_refused_where_another_was_meant(
+    value: Any, written: Any
+) -> None:
+    """Whoever has a trainer of his own has other values."""
+    fields = Fields("framework", "1.0", True, {"loss": "x"}, frozenset({"loss"}))
+    known = {"loss": ("sigmoid", "ipo", "sft")}
+    remarks = [*none_of_the_choices(fields, {"loss": value}, known=lambda name: known[name])]
+    assert [dict(one.entries)["loss"] for one in remarks] == ([written] if written else [])
 
 
 @pytest.mark.parametrize("name", ["LLaMA-Factory", "axolotl", "ms-swift", "TRL"])

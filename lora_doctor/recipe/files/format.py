@@ -6,6 +6,7 @@ group ``lora_doctor.recipe_formats`` that names a module.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe, make_recipe
+from lora_doctor.static.installed.framework_fields import known_to_trainers
 from lora_doctor.static.place import Place
 from lora_doctor.text import must_be
 
@@ -125,7 +127,8 @@ def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
     yield from told
     yield from not_together(framework.fields(), entries, told)
     extended = any(entries.get(name) for name in framework.extended_by)
-    yield from none_of_the_choices(framework.fields(), entries, extended)
+    known = functools.partial(known_to_trainers, framework.sources)
+    yield from none_of_the_choices(framework.fields(), entries, extended, known)
 
 
 def read_values(

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.static.installed.framework_fields import Fields
 
+#: The values that trainers know of an argument.
+Known = Callable[[str], tuple[str, ...]]
 #: What a command line writes for values that are no strings.
 _NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
 #: How alike a mistyped value and the one that was meant are.
@@ -46,24 +49,45 @@ def not_together(
 
 
 def none_of_the_choices(
-    fields: Fields | None, entries: Mapping[str, Any], extended: bool = False
+    fields: Fields | None,
+    entries: Mapping[str, Any],
+    extended: bool = False,
+    known: Known = lambda name: (),
 ) -> Iterator[Remark]:
     """Entries with a value that their argument does not have. ``extended``: whether code of the
-    user's may register further names."""
-    for name, value in entries.items() if fields is not None else ():
+    user's may register further names. ``known``: the values of an argument that the trainers know,
+    beside which those of the user's own may have others."""
+    for name, given in entries.items() if fields is not None else ():
         assert fields is not None
-        if not isinstance(value, str) or value.lower() in _NO_STRINGS:
-            continue
-        if name in fields.choices:
-            found = _closed(name, value, fields.choices[name], fields.origin)
-        else:
-            registered = () if extended else fields.registered.get(name, ())
-            if registered and fields.installed:  # in this release, nothing else is one
-                found = _closed(name, value, registered, fields.origin)
-            else:
-                found = _mistyped(name, value, registered, fields.origin)
-        if found is not None:
-            yield found
+        several = isinstance(given, list)
+        for value in given if several else [given]:
+            if not isinstance(value, str) or value.lower() in _NO_STRINGS:
+                continue
+            found = _refused(fields, name, value, extended, known)
+            if found is not None and several:
+                found = _in_list(found, value, given)
+            if found is not None:
+                yield found
+
+
+def _refused(fields: Fields, name: str, value: str, extended: bool, known: Known) -> Remark | None:
+    if name in fields.choices:
+        return _closed(name, value, fields.choices[name], fields.origin)
+    registered = () if extended else fields.registered.get(name, ())
+    if registered and fields.installed:  # in this release, nothing else is one
+        return _closed(name, value, registered, fields.origin)
+    asked = fields.installed and name in fields.names and value != fields.defaults.get(name)
+    listed = registered or (known(name) if asked else ())
+    return _mistyped(name, value, listed, fields.origin)
+
+
+def _in_list(remark: Remark, wrong: str, given: list[Any]) -> Remark | None:
+    """The remark on a value of a list, which is written anew as a whole; of lists, nothing is said
+    where no other value was meant."""
+    if not remark.entries:
+        return None
+    ((name, near),) = remark.entries
+    return replace(remark, entries=((name, [near if one == wrong else one for one in given]),))
 
 
 def _closed(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:

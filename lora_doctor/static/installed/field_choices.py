@@ -1,9 +1,10 @@
-"""The values that an argument of a framework can have, where its annotation lists them all."""
+"""The values that an argument of a framework can have, where its class lists them all: in the
+annotation, for the parser of the command line, or by the enumeration that it makes of the text."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 #: Finds the class that a name stands for in the module of the annotation.
 FindClass = Callable[[ast.expr], "ast.ClassDef | None"]
@@ -14,6 +15,47 @@ def choices_of(annotation: ast.expr, find_class: FindClass) -> tuple[str, ...]:
     value may be given, or one that is no string."""
     found = _choices(annotation, find_class)
     return tuple(dict.fromkeys(found)) if found else ()
+
+
+def choices_of_fields(
+    node: ast.ClassDef, find_class: FindClass
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each field of a dataclass and the values that it can have (empty: any)."""
+    made = dict(_made_of_text(node, find_class))
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            name = part.target.id
+            found = choices_of(part.annotation, find_class) or _for_the_parser(part.value)
+            yield name, made.get(name, ()) or found
+
+
+def _for_the_parser(value: ast.expr | None) -> tuple[str, ...]:
+    """``field(metadata={"choices": [...]})``, which ``HfArgumentParser`` hands to ``argparse``."""
+    given = value.keywords if isinstance(value, ast.Call) else ()
+    for word in given:
+        if word.arg == "metadata" and isinstance(word.value, ast.Dict):
+            for key, listed in zip(word.value.keys, word.value.values, strict=True):
+                known = isinstance(key, ast.Constant) and key.value == "choices"
+                if known and isinstance(listed, (ast.List, ast.Tuple)):
+                    return tuple(_strings(listed.elts) or ())
+    return ()
+
+
+def _made_of_text(
+    node: ast.ClassDef, find_class: FindClass
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The fields of which ``__post_init__`` makes the member of an enumeration, whatever the others
+    are: ``self.strategy = Strategy(self.strategy)``."""
+    methods = (part for part in node.body if isinstance(part, ast.FunctionDef))
+    for line in (one for part in methods if part.name == "__post_init__" for one in part.body):
+        if not isinstance(line, ast.Assign) or not isinstance(line.value, ast.Call):
+            continue
+        target, made = line.targets[0], line.value
+        same = len(made.args) == 1 and ast.unparse(made.args[0]) == ast.unparse(target)
+        found = find_class(made.func) if same and isinstance(target, ast.Attribute) else None
+        members = _members(found) if found is not None else None
+        if members and isinstance(target, ast.Attribute):
+            yield target.attr, tuple(members)
 
 
 def _choices(node: ast.expr, find_class: FindClass) -> list[str] | None:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.limits import INSTALLED_FILE_BYTES
-from lora_doctor.static.installed.field_choices import choices_of
+from lora_doctor.static.installed.field_choices import choices_of_fields
 from lora_doctor.static.installed.framework_checks import Check, Reader
+from lora_doctor.static.installed.handled_values import handled_values
 from lora_doctor.static.piece import parse_json
 
 #: A class nests no deeper in others of its framework.
@@ -48,6 +49,11 @@ class Sources:
     registered: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
     #: Where it checks its arguments against each other: ``package.module:Class`` or ``:function``.
     checks: tuple[str, ...] = ()
+    #: Packages with the trainers that it hands its arguments to, and their classes of arguments.
+    trainers: tuple[str, ...] = ()
+    handed_to: tuple[str, ...] = ()
+    #: Arguments with the name under which these classes have them, where that is another.
+    handed_as: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,17 @@ def installed_fields(sources: Sources) -> Fields | None:
         {key: _registered(package, *place) for key, place in sources.registered.items()},
         _checks(sources.checks, frozenset(names)),
     )  # fmt: skip
+
+
+def known_to_trainers(sources: Sources, name: str) -> tuple[str, ...]:
+    """The values of an argument that the installed trainers know, which are handed it as a text;
+    empty where they take any."""
+    name = sources.handed_as.get(name, name)
+    found = list(handled_values(sources.trainers, name))
+    for place in sources.handed_to:
+        module, _, of = place.partition(":")
+        found += (_Classes().choices(module, of) or {}).get(name, ())
+    return tuple(dict.fromkeys(found))
 
 
 def _either(earlier: tuple[str, ...] | None, later: tuple[str, ...]) -> tuple[str, ...]:
@@ -264,9 +281,7 @@ def _own_choices(module: str, node: ast.ClassDef) -> Iterator[tuple[str, tuple[s
         places = [_class_in(*place) for place in _named_classes(module, name)]
         return next((found[1] for found in places if found), None)
 
-    for part in node.body:
-        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-            yield part.target.id, choices_of(part.annotation, find)
+    yield from choices_of_fields(node, find)
 
 
 def _default(value: ast.expr | None) -> Any:

@@ -329,6 +329,8 @@ FRAMEWORK = Framework(
         r'\bcfg\.(\w+)|(?:data|cfg|values)\.get\(\s*"(\w+)"|(?:data|cfg)\["(\w+)"\]',
         "integrations/*/args.py",
         checks=("axolotl.utils.schemas.config:AxolotlInputConfig",),
+        handed_to=("transformers.training_args:TrainingArguments",),
+        handed_as={"lr_scheduler": "lr_scheduler_type"},
     ),
     model="base_model",
     revision="revision_of_model",

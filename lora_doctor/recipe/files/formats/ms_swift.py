@@ -249,6 +249,8 @@ FRAMEWORK = Framework(
          "swift.arguments.export_args:ExportArguments"),
         registered={"template": ("template/constant.py", r"=\s*'([\w.-]+)'"),
                     "model_type": ("model/constant.py", r"=\s*'([\w.-]+)'")},
+        trainers=("swift.rlhf_trainers", "trl.trainer", "trl.experimental"),
+        handed_to=("trl.trainer.kto_config:KTOConfig",),
     ),
     model="model",
     revision="model_revision",

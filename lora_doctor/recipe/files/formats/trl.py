@@ -142,6 +142,8 @@ FRAMEWORK = Framework(
          "trl.trainer.kto_config:KTOConfig", "trl.trainer.grpo_config:GRPOConfig",
          "trl.trainer.rloo_config:RLOOConfig", "trl.trainer.reward_config:RewardConfig",
          "trl.scripts.grpo:GRPOScriptArguments", "trl.scripts.rloo:RLOOScriptArguments"),
+        trainers=("trl.trainer",),
+        handed_to=("trl.trainer.sft_config:SFTConfig", "trl.trainer.kto_config:KTOConfig"),
     ),
     model="model_name_or_path",
     revision="model_revision",
