@@ -72,6 +72,12 @@ TARGETS = list(made["targets"])
         ('class C: wanted = ["q_proj"]; other = 2\nTARGETS = C.wanted', ["q_proj"]),
         ('import sys\nNEW = sys.version_info >= (3, 8)\nTARGETS = ["q_proj"] if NEW else ["query"]',
          ["q_proj"]),
+        ('class C:\n    rank, wanted = 1, ["q_proj"]\nTARGETS = C.wanted', ["q_proj"]),
+        ('class C:\n    class lora:\n        wanted = ["q_proj"]\nTARGETS = C.lora.wanted',
+         ["q_proj"]),
+        ('class C:\n    if True:\n        wanted = ["q_proj"]\nTARGETS = C.wanted', ["q_proj"]),
+        ('class C:\n    wanted = ["q_proj"]\n    wanted += ["v_proj"]\nTARGETS = C.wanted',
+         ["q_proj", "v_proj"]),
         ("import sys\n"
          f'TARGETS = ["q_proj"] if sys.platform == "{sys.platform}" else ["query"]', ["q_proj"]),
         ("import transformers\nfrom packaging import version\n"
@@ -114,6 +120,8 @@ def test_the_words_of_the_command_line_are_in_sys_argv(tmp_path: Path) -> None:
         # An attribute that is set under a condition that is not known.
         'import os\nclass A:\n    pass\na = A()\na.t = ["q_proj"]\n'
         'if os.cpu_count() > 4:\n    a.t = ["query"]\nTARGETS = a.t',
+        'import os\nclass A:\n    t = ["q_proj"]\n    if os.cpu_count() > 4:\n        t = ["x"]\n'
+        "TARGETS = A.t",
         'import os\nclass A:\n    t = ["q_proj"]\na = A()\na.t = ["q_proj"]\n'
         "setattr(a, os.uname().sysname, 3)\nTARGETS = a.t",
     ],

@@ -53,6 +53,12 @@ class Context(Protocol):
     def follow(self, unit: Unit) -> None:
         """Follow a file, or a cell after those before it."""
 
+    def block(self, body: Sequence[cst.CSTNode]) -> bool:
+        """Follow statements; whether they are left before their end."""
+
+    def suite(self, suite: cst.BaseSuite) -> bool:
+        """Follow the body of a statement; whether it is left before its end."""
+
     def value(self, node: cst.BaseExpression) -> Value:
         """The value of an expression."""
 

@@ -138,6 +138,8 @@ def make_class(follower: Context, node: cst.ClassDef) -> Class:
                 )
             elif isinstance(line, (cst.SimpleStatementLine, cst.SimpleStatementSuite)):
                 fields.update(_fields(follower, line))
+            else:  # a class within, or lines under a condition
+                follower.block([line])
         names = {**follower.scope.names, **fields}
     finally:
         follower.scope = kept
@@ -158,8 +160,9 @@ def _fields(
         elif isinstance(part, cst.Assign):
             value = follower.value(part.value)
             for target in part.targets:
-                if isinstance(target.target, cst.Name):
-                    follower.scope.names[target.target.value] = value
+                follower.bind(target.target, value)
+        elif isinstance(part, cst.AugAssign):
+            follower.suite(cst.SimpleStatementSuite([part]))
 
 
 def _default(follower: Context, value: Value) -> Value:
