@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.program.edits import edited_program
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.program.toml_file import of_toml
+from lora_doctor.static.program.units import Unit
 
 _TRAIN = """
 from peft import LoraConfig, get_peft_model
@@ -234,6 +237,15 @@ def test_toml_is_read_with_its_lines(load: str, tmp_path: Path) -> None:
         key: (Path(place.file).name, place.line) for key, place in setup.recipe.places.items()
     }
     assert places["r"] == ("config.toml", 7) and places["target_modules"] == ("config.toml", 8)
+
+
+def test_toml_that_is_nested_too_deeply_is_not_read_for_long(tmp_path: Path) -> None:
+    """``tomllib`` takes the square of the number of names in a key; dots in texts are no names."""
+    unit = Unit("config.toml", f"a{'.a' * 50_000} = 1\n")
+    start = time.process_time()
+    assert of_toml(unit) is None and time.process_time() - start < 5
+    dots = f"a = '{'.a' * 500}'  # {'.a' * 500}\nb = [{'1.5, ' * 500}]\nc.d = 1\n"
+    assert of_toml(Unit("config.toml", dots)) is not None
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,17 @@ def test_rows_that_the_script_writes_out(tmp_path: Path, row: str, said: str | N
     assert said is None or ("cannot make samples" in found[0].message and said in found[0].message)
 
 
+def test_rows_are_not_blamed_for_what_every_row_raises(tmp_path: Path) -> None:
+    """The adapter matches no layer, which another rule tells."""
+    call = _ROWS.replace("ROW", '"prompt": f"{n}?", "completion": f"{n}!"')
+    head = HEAD.replace("qkv_proj", "query")
+    path = tmp_path / "train.py"
+    folder = Path(__file__).resolve().parents[1] / "examples" / "phi3-mini"
+    path.write_text(head.replace("FOLDER", str(folder)) + call, encoding="utf-8")
+    diagnosis = lora_doctor.check(str(path), depth="tiny", select=["LD201", "LD550"])
+    assert [finding.rule for finding in diagnosis.findings] == ["LD201"]
+
+
 _PICTURES = """\
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -82,10 +82,10 @@ def gather(
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, quietly():
         maker = Maker(cls, trainer, shrunk.model, fitted, folder)
         maker = maker.with_classes(trainer.get("classes"))
-        found = _asked(maker)
+        found, accepted = _asked(maker)
         if not found.message and fitted.quantized:
             found = dataclasses.replace(found, trained=_trained_if_quantized(maker))
-        if not found.message and trainer.get("rows"):
+        if accepted and trainer.get("rows"):
             found = _asked_with_rows(maker, source, found)
         return dataclasses.asdict(found)
 
@@ -197,9 +197,10 @@ class Maker:
         return {"reward_funcs": [no_reward], "ref_model": True}.get(name, _function)
 
 
-def _asked(maker: Maker) -> AskedTrainer:
+def _asked(maker: Maker) -> tuple[AskedTrainer, bool]:
+    """What the class raises for every kind of rows that it takes, and whether it accepts one."""
     found: list[tuple[str, str, str]] = []
-    taken = 0
+    taken, accepted = 0, False
     trained: dict[str, int] = {}
     ranking = maker.with_classes(1)  # the head of a reward model
     for rows in _datasets(maker.cls):
@@ -210,6 +211,7 @@ def _asked(maker: Maker) -> AskedTrainer:
         taken += 1
         answer = _answer(lambda rows=rows: trained.update(maker.asked(rows)))
         if answer is None:
+            accepted = True
             found.clear()
             break
         found.append(answer)
@@ -218,8 +220,8 @@ def _asked(maker: Maker) -> AskedTrainer:
     package = release(maker.cls.__module__.partition(".")[0])
     first = found[0] if found else ("", "", "")
     if len(found) < taken or any(one != first for one in found) or not _is_an_answer(first):
-        return AskedTrainer(package, taken, trained=trained)
-    return AskedTrainer(package, taken, *first)
+        return AskedTrainer(package, taken, trained=trained), accepted
+    return AskedTrainer(package, taken, *first), accepted
 
 
 def takes_some_rows(maker: Maker) -> bool:

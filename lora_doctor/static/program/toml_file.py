@@ -19,6 +19,8 @@ _TEXTS = re.compile(
     r"#[^\n]*|(\"\"\"[\s\S]*?\"\"\"|'''[\s\S]*?''')|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'"
 )
 _KEY = re.compile(r"\"([^\"]*)\"|'([^']*)'|([\w-]+)")
+#: A name in more names than anything is nested in; ``tomllib`` takes the square of their number.
+_TOO_DEEP = re.compile(r"[\w\"'-]+(?:[ \t]*\.[ \t]*[\w\"'-]+){200}")
 _DOTTED = re.compile(rf"(?:{_KEY.pattern})(?:[ \t]*\.[ \t]*(?:{_KEY.pattern}))*")
 
 
@@ -28,6 +30,8 @@ def of_toml(unit: Unit) -> Value | None:
         import tomllib
     else:
         import tomli as tomllib
+    if _TOO_DEEP.search(_TEXTS.sub('""', unit.text)):
+        return None
     try:
         found = tomllib.loads(unit.text)
         return _value(found, (), unit, dict(_lines(unit)))
