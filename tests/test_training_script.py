@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.static.script.training_script import TrainingScript, read_training_script
 
 HEAD = """\
@@ -334,3 +335,28 @@ def test_adapters_put_on_twice(tmp_path: Path) -> None:
         assert not read(tmp_path, once + between + once).order.wrapped_twice
     either = f"if a:\n    {once}else:\n    {once}"
     assert not read(tmp_path, either).order.wrapped_twice
+
+
+@pytest.mark.parametrize(
+    ("config", "dequantize", "other"),
+    [
+        ("Mxfp4Config(dequantize=True)", True, ""),
+        ("Mxfp4Config()", None, "`Mxfp4Config`, line 2"),
+        ('QuantoConfig(weights="int8")', None, "`QuantoConfig`, line 2"),
+        ("BitsAndBytesConfig(load_in_4bit=True)", None, ""),
+    ],
+)
+def test_a_quantization_that_is_not_bitsandbytes(
+    config: str, dequantize: bool | None, other: str, tmp_path: Path
+) -> None:
+    """It was dropped where the script was given as the recipe of a model, and the model called
+    healthy that was run without it; one that only dequantizes is a key of the recipe."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"from transformers import AutoModelForCausalLM, {config.partition('(')[0]}\n"
+        f'm = AutoModelForCausalLM.from_pretrained("org/model", quantization_config={config})\n'
+    )
+    setup = read_setup(script)
+    assert setup.recipe.get("dequantize") is dequantize
+    assert setup.other_quantization == other
+    assert bool(setup.open_questions(frozenset())) is bool(other)

@@ -15,6 +15,7 @@ from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.try_fixes import Trials, can_be_written, fixed, proven
 from lora_doctor.errors import EvidenceError, FactoryError, InputError, ModelClassError
+from lora_doctor.recipe.program.read_setup import setup_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 from lora_doctor.results.finding import Finding, first_fix
@@ -66,6 +67,7 @@ def _diagnose(
     reasons = (
         answers.why_crashed(),
         answer.open,
+        _other_quantization(case) if answer.before is not None else None,
         why_open(budgets, case.settings.depth),
         strictly(answers.skipped) if strict else None,
     )
@@ -115,6 +117,16 @@ def _notes_on_program(case: Case) -> tuple[Note, ...]:
     unread = [Note("not-observed", f"only the script was read: {why}", why)] if why else []
     return (*(Note("choice", text) for text in (*start, *gpu, *written.other_releases)), *rest,
             *unread)  # fmt: skip
+
+
+def _other_quantization(case: Case) -> str | None:
+    """Why nothing is proven of the model of a script: it is loaded with a quantization that no key
+    of a recipe says. A script that is itself the source says so before."""
+    setup = None if case.has("dry_run") else setup_of(case.asked)
+    if setup is None or not setup.other_quantization or case.source.kind == "script":
+        return None
+    where = setup.other_quantization
+    return f"run without the quantization that the script loads the model with: {where}"
 
 
 def diagnose_and_fix(

@@ -121,6 +121,7 @@ class _Reader:
     parts: dict[str, Call] = field(default_factory=dict)
     #: Whether the adapter is made by the config of a saved one.
     of_file: bool = False
+    other_quantization: str = ""
 
     def read(self) -> Setup:
         roles = find_roles(self.program)
@@ -151,6 +152,7 @@ class _Reader:
             isinstance(trusted, Known) and trusted.value is True,
             tuple(self.asked),
             named,
+            self.other_quantization,
             self.of_file,
         )  # fmt: skip
 
@@ -250,14 +252,21 @@ class _Reader:
             if isinstance(value, Unknown):
                 self.asked.append(("load_in_4bit", str(value)))
             elif found is not None and found.call is not None:
-                self.asked.append((
-                    "load_in_4bit",
-                    f"`{found.call.method}`, {found.call.place.inside}: only bitsandbytes is read",
-                ))  # fmt: skip
+                self._other_quantization(found, found.call)
             return
         self.parts["quantization"] = found.call
         self._take(found, QUANTIZATION_KEYS)
         self._open(found)
+
+    def _other_quantization(self, found: Settings, call: Call) -> None:
+        """One that is not bitsandbytes': of a checkpoint's own it may say that it is to be loaded
+        in floating point (`Mxfp4Config(dequantize=True)`)."""
+        dequantize = found.value("dequantize")
+        if isinstance(dequantize, Known) and dequantize.value is True:
+            self._set("dequantize", Setting(dequantize, call.argument("dequantize"), call))
+            return
+        self.other_quantization = f"`{call.method}`, {call.place.inside}"
+        self.asked.append(("load_in_4bit", f"{self.other_quantization}: only bitsandbytes is read"))
 
     def _training(self, roles: Roles) -> None:
         found = settings_of(roles.training)

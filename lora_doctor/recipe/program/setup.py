@@ -63,6 +63,8 @@ class Setup:
     asked: tuple[tuple[str, str], ...] = ()
     #: The saved adapter that it loads, where it puts no new one on.
     saved_adapter: NamedAdapter | None = None
+    #: A quantization that it loads the model with and that is not bitsandbytes'; empty for none.
+    other_quantization: str = ""
     #: Whether it puts a new one on by the config of a saved one.
     config_of_file: bool = False
 
