@@ -12,10 +12,12 @@ from lora_doctor.rule_api import Case, Edit, EvidenceError, Measurement
 from lora_doctor.rules._ablation import judged
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Saving, TiedPart, Verification
+    from lora_doctor.rule_api import QuantizedMerge, Saving, TiedPart, Verification
 
 #: PEFT's option that trains and saves tied weights together (0.18 and later).
 TIE = "ensure_weight_tying"
+#: How a merge into quantized layers is measured.
+MERGED_HERE = "a trained layer of the tiny model was copied and merged"
 
 
 def round_trip(case: Case) -> tuple[Verification, Saving]:
@@ -28,6 +30,18 @@ def round_trip(case: Case) -> tuple[Verification, Saving]:
     if seen.saving is None:
         raise EvidenceError("the training contract stopped before the adapter was saved")
     return seen, seen.saving
+
+
+def quantized_merge(case: Case) -> QuantizedMerge | None:
+    """What the training contract has seen of a merge into quantized layers; ``None`` where none was
+    run, or not so far."""
+    if not case.reaches("tiny"):
+        return None
+    try:
+        _, saving = round_trip(case)
+    except EvidenceError:  # the rules about the contract say why
+        return None
+    return saving.quantized_merge
 
 
 def source(seen: Verification, how: str) -> str:

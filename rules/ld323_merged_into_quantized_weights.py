@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
-    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -20,12 +19,10 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._program import PROOF
 from lora_doctor.rules._quantized import in_bits
-from lora_doctor.rules._round_trip import round_trip
+from lora_doctor.rules._round_trip import MERGED_HERE, quantized_merge
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import QuantizedMerge
-
-_HOW = "a trained layer of the tiny model was copied and merged"
 
 
 class MergedIntoQuantizedWeights(Rule):
@@ -84,7 +81,7 @@ class MergedIntoQuantizedWeights(Rule):
         merge = next(merged_after_wrapping(case.program), None)
         if merge is None or not case.recipe.quantized:
             return
-        tried = _tried(case)
+        tried = quantized_merge(case)
         error = tried.error if tried is not None else None
         kind = case.recipe.peft_type
         message = (
@@ -103,7 +100,7 @@ class MergedIntoQuantizedWeights(Rule):
                 Measurement("adapters added", merge.other_code, str(merge.other_place)),
                 *_measured(tried),
             ),
-            proof=PROOF if tried is None else Proof("executed", _HOW),
+            proof=PROOF if tried is None else Proof("executed", MERGED_HERE),
             fixes=(
                 Fix(
                     "Save the adapter, load the base model again in 16 bits, and merge with "
@@ -114,22 +111,11 @@ class MergedIntoQuantizedWeights(Rule):
         )
 
 
-def _tried(case: Case) -> QuantizedMerge | None:
-    """What the training contract has seen of it; ``None`` where none was run, or not so far."""
-    if not case.reaches("tiny"):
-        return None
-    try:
-        _, saving = round_trip(case)
-    except EvidenceError:  # the rules about the contract say why
-        return None
-    return saving.quantized_merge
-
-
 def _measured(tried: QuantizedMerge | None) -> Iterator[Measurement]:
     if tried is None:
         return
     if tried.error is not None:
-        yield Measurement("what PEFT raises", str(tried.error)[:500], _HOW)
+        yield Measurement("what PEFT raises", str(tried.error)[:500], MERGED_HERE)
     elif tried.difference is not None:
         text = f"relative difference {tried.difference:.2g}"
-        yield Measurement("output of a layer, merged", text, f"{_HOW} ({tried.layer})")
+        yield Measurement("output of a layer, merged", text, f"{MERGED_HERE} ({tried.layer})")

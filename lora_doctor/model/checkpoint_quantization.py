@@ -20,8 +20,10 @@ from typing import Any, Literal
 from lora_doctor.errors import InputError
 from lora_doctor.model import training_setup
 from lora_doctor.model.error_reports import library_error
-from lora_doctor.model.injection import inject
+from lora_doctor.model.injection import inject, plain_wrap
 from lora_doctor.model.library_answers import as_with_a_gpu, heard
+from lora_doctor.model.loading import peft_config
+from lora_doctor.model.merging_refused import merging_refused
 from lora_doctor.model.quantization import kind_of, of_checkpoint
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
@@ -336,7 +338,12 @@ def _with_layers(
     if missing is not None:
         found = replace(found, layer_error=missing, package_missing=True)
     injected = inject(model, recipe).result
-    return replace(found, injection_error=injected.error)
+    found = replace(found, injection_error=injected.error)
+    if injected.error is not None or injected.not_made:
+        return found
+    new = {type(module) for module in model.modules()} - {cls for cls, _ in before.values()}
+    wrapped = plain_wrap(model, peft_config(recipe))
+    return replace(found, merging_error=merging_refused(wrapped, frozenset(new)))
 
 
 def _loads_nothing(quantizer: Any) -> bool:

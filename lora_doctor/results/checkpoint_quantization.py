@@ -69,6 +69,8 @@ class CheckpointQuantization:
     weights_dropped: bool = False
     #: What PEFT raises when the recipe's adapters are put on these layers.
     injection_error: ErrorReport | None = None
+    #: What PEFT raises when they are merged into these layers, on any device.
+    merging_error: ErrorReport | None = None
     #: What transformers raises because the recipe asks for another quantization on top.
     request_error: ErrorReport | None = None
     #: What it says when it passes over the recipe's request.
