@@ -38,7 +38,8 @@ def test_a_message_out_of_which_markdown_took_the_backticks_is_known_as_well() -
 BEFORE_LINES = (
     "> ", "> > ", "[rank1]:[rank1]: ", "stderr: ", "worker-0: ", "trainer-1  | ",
     "(pid=812, ip=10.0.0.7) ", "2026-11-02T10:11:12.1234567Z ", "2026-11-02 10:11:12,123 - INFO - ",
-    "[2026-11-02 10:11:12] ERROR trainer.py:33 >> ", "[WARNING|trainer.py:33] 2026-11-02 10:11:12 >> ",
+    "[2026-11-02 10:11:12] ERROR trainer.py:33 >> ",
+    "[WARNING|trainer.py:33] 2026-11-02 10:11:12 >> ",
 )  # fmt: skip
 OVER_LINES = {
     "LD546": "ValueError: You can't train a model that has been loaded in 8-bit precision on a\n"

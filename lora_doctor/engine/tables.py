@@ -13,4 +13,5 @@ def table(name: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(Path(__file__).with_name(name).read_text("utf-8"))
+    found: dict[str, Any] = tomllib.loads(Path(__file__).with_name(name).read_text("utf-8"))
+    return found

@@ -39,7 +39,7 @@ def _smallest(wrapped: Any, replaced: frozenset[type]) -> list[Any]:
     found: dict[tuple[type, type], Any] = {}
     for module in wrapped.modules():
         base = getattr(module, "base_layer", None)
-        if not is_adapter_layer(module) or type(base) not in replaced:
+        if not is_adapter_layer(module) or base is None or type(base) not in replaced:
             continue
         if "weight" not in dict(base.named_parameters(recurse=False)):
             continue

@@ -238,6 +238,16 @@ class Expressions:
             found.spans[str(key.value)] = spans
         return found
 
+    def _note_entry_read(self, node: cst.Subscript, owner: Value, key: Value) -> None:
+        """That an attribute is read by an index, or an object by a name."""
+        last = self.follower.attribute_reads[-1:]
+        if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
+            self.follower.unit.span(node.value).end
+        ):  # fmt: skip
+            self.follower.note_read(last[0].owner, last[0].name, node.value, "indexed")
+        if isinstance(owner, Thing) and isinstance(key, Known) and isinstance(key.value, str):
+            self.follower.note_read(owner, key.value, node, "item")
+
     def _subscript(self, node: cst.Subscript) -> Value | None:
         owner = self.value(node.value)
         if len(node.slice) != 1:
@@ -246,13 +256,7 @@ class Expressions:
         if not isinstance(index, cst.Index):
             return self._sliced(owner, index) if isinstance(index, cst.Slice) else None
         key = self.value(index.value)
-        last = self.follower.attribute_reads[-1:]
-        if isinstance(node.value, cst.Attribute) and last and last[0].span.end == (
-            self.follower.unit.span(node.value).end
-        ):  # fmt: skip
-            self.follower.note_read(last[0].owner, last[0].name, node.value, "indexed")
-        if isinstance(owner, Thing) and isinstance(key, Known) and isinstance(key.value, str):
-            self.follower.note_read(owner, key.value, node, "item")
+        self._note_entry_read(node, owner, key)
         if isinstance(owner, Reference) and owner.name == "os.environ":
             return environment(self.follower, key, None) or self.unknown(node, _set_variable(key))
         if not isinstance(key, Known):
