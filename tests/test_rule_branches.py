@@ -26,6 +26,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.finding import Finding, Location, Measurement
 from lora_doctor.results.fix import Fix
+from lora_doctor.results.loading import Loading, Unsaved
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant, PlannedGpu
 from lora_doctor.results.observations import ActivationReading, InstancePatch, UpdateReading
 from lora_doctor.results.plain_weights import PlainWeights
@@ -34,9 +35,11 @@ from lora_doctor.results.training_signal import AdapterGradients
 from lora_doctor.results.verification import Check
 from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatch
 from lora_doctor.static.folder.token_ids import TokenId
+from lora_doctor.static.installed import environment, import_chain, pair_repair, shared_folders
+from lora_doctor.static.installed.import_chain import MissingImport
 from lora_doctor.static.installed.refused_versions import LORA, TRAINER, RefusedVersion
 from lora_doctor.static.place import Place
-from lora_doctor.static.remote_code import code_fit, loaded_code, source_facts
+from lora_doctor.static.remote_code import code_fit, loaded_code, remote_code, source_facts
 from lora_doctor.static.script.script_flow import Replacement
 from lora_doctor.static.script.script_order import EarlyOptimizer, ScriptOrder, WrappedTwice
 from lora_doctor.static.tokenizer_reading import Unreadable
@@ -1344,9 +1347,12 @@ def test_ld541_is_about_processes_that_do_not_meet_or_differ(
     assert alone.message == "3 processes train independently: they have no process group."
     assert sums not in evidence(alone)
     assert len(of_processes("LD541", run(apart=2e-6))) == 1
-    for healthy in (None, run(apart=1e-6), run(trained=[0]), run(errors=["x"])):
+    three = run(met=3, trained=[0, 1, 2])
+    assert "the sums of their adapters differ" in of_processes("LD541", three, "Trainer")[0].message
+    for healthy in (None, run(apart=1e-6), run(apart=1e-7), run(trained=[0]), run(errors=["x"])):
         assert of_processes("LD541", healthy) == []
-    assert of_processes("LD541", run(met=1), "Trainer") == [], "it meets on other machines"
+    for trainer in ("Trainer", "lightning"):
+        assert of_processes("LD541", run(met=1), trainer) == [], "it meets on other machines"
     assert len(of_processes("LD541", run(), "Trainer")) == 1
 
 
@@ -1625,3 +1631,347 @@ def test_ld704_names_the_nearest_recipe_that_fits() -> None:
     margins = MemoryPart("weights", 8 * GIB, "x", "counted", low=7 * GIB, high=9 * GIB)
     (perhaps,) = said(planned(MemoryVariant("recipe", {}, (margins,)), budget=8 * GIB))
     assert perhaps.severity == "warning" and perhaps.message.endswith("it may not fit.")
+
+
+# --- imports that fail ----------------------------------------------------------------------------
+
+
+def lacking(root: str, module: str, name: str | None, *chain: str) -> MissingImport:
+    return MissingImport(root, module, name, f"{chain[-1]}/a.py", 7, chain)
+
+
+@pytest.fixture
+def imports(gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``imports(missing, ...)``: what LD706 says where these imports fail."""
+
+    def said(
+        *missing: MissingImport, kind: str = "folder", raised: str = "", meta: bool = True,
+        **given: Any,
+    ) -> list[Finding]:  # fmt: skip
+        shared = [Stub(package=name) for name in given.get("mixed", ())]
+        installed = {"transformers": "5.0", "peft": "0.21", "trl": "1.0"}
+        monkeypatch.setattr(import_chain, "missing_imports", lambda: missing)
+        monkeypatch.setattr(shared_folders, "shared_folders", lambda: shared)
+        monkeypatch.setattr(environment, "installed_version", installed.get)
+        monkeypatch.setattr(pair_repair, "pip_lines", lambda one: [f"pip install {one.provider}"])
+        return ask(
+            "LD706", source=Stub(kind=kind), reaches=lambda depth: meta,
+            has={*given.get("known", ())}.__contains__, why_not=lambda name: raised,
+            script=Stub(path=Stub(read_text=lambda *_: given.get("text", ""))),
+        )  # fmt: skip
+
+    return said
+
+
+def test_ld706_tells_what_is_too_old_and_what_is_not_there(imports: Callable[..., Any]) -> None:
+    old = lacking("import peft", "transformers.cache", "Hybrid", "peft.x")
+    assert imports() == []
+    (found,) = imports(old)
+    assert found.message == (
+        "`import peft` fails: peft 0.21 imports Hybrid, which transformers 5.0 does not have."
+    )
+    assert (found.severity, found.proof.kind) == ("error", "inferred")
+    assert evidence(found) == {"import peft": old.message}
+    assert found.evidence[0].source == "peft.x/a.py:7"
+    assert found.location.path == "peft 0.21, transformers 5.0"
+    assert fixes(found) == ["pip install transformers"]
+    assert imports(old, raised=f"ImportError: {old.message}")[0].proof.kind == "executed"
+    also = imports(old, kind="environment", raised=old.message)
+    assert also[0].proof.kind == "inferred", "nothing was run"
+    (absent,) = imports(lacking("import peft", "einops.layers", None, "peft.x"))
+    assert absent.message.endswith("peft 0.21 imports einops.layers, which is not installed.")
+    assert absent.location.path == "peft 0.21, einops (not installed)"
+    assert imports(old, known=["structure"]) == [], "a model was built"
+    assert imports(old, mixed=["peft"]) == [] == imports(old, mixed=["transformers"])
+    with pytest.raises(EvidenceError, match="static"):
+        imports(old, meta=False)
+    assert len(imports(old, meta=False, kind="script")) == 1
+
+
+def test_ld706_joins_what_has_a_package_in_common(imports: Callable[..., Any]) -> None:
+    one_name = lacking("import peft", "transformers.a", "A", "peft.x")
+    whole = lacking("from transformers import Trainer", "einops", None, "transformers.trainer")
+    apart = lacking("import lib", "other", None, "lib")
+    joined, other = imports(whole, apart, one_name)
+    joined, other = sorted((joined, other), key=lambda found: -len(found.evidence))
+    assert joined.message.startswith(
+        "`from transformers import Trainer`, `import peft` fail: peft 0.21 imports A, which "
+    ), "a name tells more than a package"
+    assert fixes(joined) == ["pip install einops", "pip install transformers"]
+    assert other.message.startswith("`import lib` fails: lib imports other")
+    trainer = lacking("from transformers import Trainer", "accelerate", None, "transformers.x")
+    assert imports(trainer, kind="environment")[0].severity == "warning"
+    assert imports(trainer)[0].severity == "error"
+    both = imports(trainer, one_name, kind="environment")
+    assert [found.severity for found in both] == ["error"]
+
+
+def test_ld706_leaves_trl_to_scripts_that_import_it(imports: Callable[..., Any]) -> None:
+    trl = lacking("from trl import SFTTrainer", "rich", None, "trl.x")
+    assert imports(trl) == [] == imports(trl, known=["script"], text="# from trl import x")
+    assert len(imports(trl, known=["script"], text="import os\n  from trl import x")) == 1
+    assert imports(trl, kind="environment")[0].severity == "warning"
+
+
+# --- weights that are random ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def random_weights(gathered: Callable[..., None]) -> Callable[..., list[Finding]]:
+    """What LD606 says of weights that the checkpoint lacks."""
+
+    def said(
+        modules: tuple[str, ...] = ("score",), *, kind: str = "folder", run: Any = None,
+        recipe: Any = None, **given: Any,
+    ) -> list[Finding]:  # fmt: skip
+        gathered("LD606", pattern_of=lambda path: path, entries_for=lambda paths, _: list(paths),
+                 trained_whole=lambda case, names: names, matches=lambda path, one: path == one,
+                 stack_mismatches=given.get("stacks", ()),
+                 difference=(Measurement("logits", "0.9", "run"),))  # fmt: skip
+        unsaved = Unsaved(modules, given.get("others", ()), given.get("parameters", 64), 1000)
+        loading = Loading(
+            "Llama", 12, unplaced=given.get("unplaced", 0), unplaced_examples=("a", "b", "c"),
+            unsaved=unsaved, error=given.get("error"), saved_class=given.get("saved_class", ""),
+        )  # fmt: skip
+        known = {name for name in ("static", "verification") if given.get(name, run is not None)}
+        static = Stub(config={}, weights=Stub(value=1 if given.get("stacks") else None),
+                      quantization_config=given.get("quantized"))  # fmt: skip
+        return ask(
+            "LD606", loading=loading, recipe=Recipe(recipe or {}), source=Stub(kind=kind),
+            has=known.__contains__, static=static, structure=None, verification=run,
+            reaches=lambda depth: given.get("tiny", True),
+        )  # fmt: skip
+
+    return said
+
+
+def reloaded(status: str | None, value: Any = 0.9, **given: Any) -> Stub:
+    check = Check("save-reload", status, value, "", "") if status else None  # type: ignore[arg-type]
+    random = Stub(modules=given.get("random", ("score",)), others=given.get("others", ()))
+    return Stub(check=lambda name: check, saving=Stub(random=random),
+                batches=[Stub(loss=loss) for loss in given.get("losses", ("own",))],
+                notes=[Stub(is_gap=gap) for gap in given.get("gaps", ())])  # fmt: skip
+
+
+def test_ld606_is_as_sure_as_the_run(random_weights: Callable[..., list[Finding]]) -> None:
+    (unknown,) = random_weights()
+    assert unknown.severity == "warning" and unknown.message.endswith(
+        "will not contain them; whether the loss depends on them was not tested."
+    )
+    assert evidence(unknown)["frozen and not saved"] == "64 parameters of 1,000"
+    assert "in the checkpoint, not used by the class" not in evidence(unknown)
+    assert unknown.proof.kind == "measured" and "logits" not in evidence(unknown)
+    (failed,) = random_weights(run=reloaded("failed"), unplaced=3)
+    assert failed.severity == "error" and failed.message.endswith("will not contain them.")
+    assert failed.proof.kind == "executed" and evidence(failed)["logits"] == "0.9"
+    assert evidence(failed)["in the checkpoint, not used by the class"] == (
+        "3 of 12 tensors, such as a, b and 1 more"
+    )
+    (surrogate,) = random_weights(run=reloaded("failed", losses=("own", "surrogate")))
+    assert surrogate.severity == "warning" and "whether your loss depends" in surrogate.message
+    for run in (reloaded("skipped"), reloaded(None), reloaded("passed"), reloaded("passed", "x")):
+        assert random_weights(run=run)[0].severity == "warning"
+    assert random_weights(run=reloaded("passed", 1e-6)) == [], "nothing depends on them"
+    assert len(random_weights(run=reloaded("passed", 1e-5))) == 1
+    assert random_weights(run=reloaded("passed", 0.0, gaps=(False,))) == []
+    for not_sure in (
+        {"run": reloaded("passed", 0.0, gaps=(False, True))},
+        {"run": reloaded("passed", 0.0), "quantized": {}},
+        {"run": reloaded("passed", 0.0), "recipe": {"load_in_4bit": True}},
+        {"run": reloaded("passed", 0.0, random=())},
+        {"run": reloaded("passed", 0.0), "tiny": False},
+        {"run": reloaded("passed", 0.0), "verification": False},
+    ):
+        assert random_weights(**not_sure)[0].severity == "warning"
+    assert random_weights(run=reloaded("passed", 0.0, random=(), others=("x",))) == []
+    no_saving = reloaded("passed", 0.0)
+    no_saving.saving = None
+    assert random_weights(run=no_saving)[0].severity == "warning"
+
+
+def test_ld606_says_how_it_is_known_and_what_helps(
+    random_weights: Callable[..., list[Finding]],
+) -> None:
+    def known(**given: Any) -> tuple[str, str]:
+        (found,) = random_weights(**given)
+        return found.evidence[0].source.partition(" ")[0], found.proof.kind
+
+    assert known() == ("from_pretrained", "measured")
+    assert known(saved_class="Base") == ("config.json:", "inferred")
+    assert known(kind="factory") == ("other", "measured")
+    assert known(kind="module") == ("weight", "inferred")
+    assert "unless your code loads them" in random_weights(kind="module")[0].message
+    whole, complete = random_weights(recipe={"target_modules": ["score", "q"]})[0].fixes
+    assert whole.title.startswith("Train and save score") and whole.safety == "unsafe"
+    assert [edit.key for edit in whole.edits] == ["target_modules", "modules_to_save"]
+    assert whole.edits[0].value == ["q"] and complete.safety == "manual"
+    for targets in ("all-linear", ["q"], ["score"], None):
+        (whole, _) = random_weights(recipe={"target_modules": targets})[0].fixes
+        assert [edit.key for edit in whole.edits] == ["modules_to_save"]
+    (beside,) = random_weights(others=("a.scale",))
+    assert "no weights for score, a.scale:" in beside.message and len(beside.fixes) == 1
+    (only,) = random_weights((), others=("a.scale",))
+    assert fixes(only)[0].startswith("Or save a complete checkpoint")
+    (most,) = random_weights(parameters=501)
+    assert most.severity == "error" and fixes(most)[0].startswith("Load the class that")
+    assert random_weights(parameters=500)[0].severity == "warning"
+    layers = [Stub(stack="layers", missing=(3, 4))]
+    assert random_weights(("m.layers.3.q", "layers.4"), stacks=layers, static=True) == []
+    assert len(random_weights(("m.layers.3.q", "m.layers.5"), stacks=layers, static=True)) == 1
+    assert random_weights(()) == []
+    with pytest.raises(EvidenceError, match="PEFT refuses the recipe: ValueError: no"):
+        random_weights((), error=ErrorReport("ValueError", "no"))
+    with pytest.raises(EvidenceError, match="Base, lacks no module"):
+        random_weights((), saved_class="Base")
+
+
+# --- a model without generation -------------------------------------------------------------------
+
+PREPARE = "prepare_inputs_for_generation"
+ENCODE = "_prepare_encoder_decoder_kwargs_for_generation"
+
+
+def headed(task_type: str, name: str) -> Stub:
+    return Stub(task_type=task_type, class_name=name, auto_class=f"Auto{name}")
+
+
+def loaded_class(**changes: Any) -> Stub:
+    values = {"model_class": "Base", "has_head": False, "has_prepare_inputs": False,
+              "main_input_name": "input_ids", "head_classes": (), "error": None, "language": True,
+              "wrapper": ""}  # fmt: skip
+    given = {**values, **changes}
+    groups = ["layers"] if given.pop("language") else []
+    injection = Stub(error=given.pop("error"), wrapper=given.pop("wrapper"))
+    return Stub(**given, injection=injection, groups_of=lambda tower: groups)
+
+
+def of_ld101(structure: Any, task_type: str = "CAUSAL_LM", kind: str = "folder") -> list[Finding]:
+    return ask("LD101", structure=structure, recipe={"task_type": task_type},
+               has={"structure"}.__contains__, reaches=bool, source=Stub(kind=kind))  # fmt: skip
+
+
+def test_ld101_tells_a_missing_head_from_a_missing_method() -> None:
+    (headless,) = of_ld101(loaded_class())
+    assert headless.message == (
+        "Base has no language model head, and the CAUSAL_LM wrapper needs one: training fails in "
+        "get_peft_model."
+    )
+    assert headless.location.path == "model_class" and headless.proof.kind == "measured"
+    assert list(evidence(headless).values()) == ["missing", "for CAUSAL_LM", "none"]
+    assert [(fix.safety, [edit.value for edit in fix.edits]) for fix in headless.fixes] == [
+        ("safe", ["FEATURE_EXTRACTION"]), ("safe", [None]),
+    ]  # fmt: skip
+    error = ErrorReport("AttributeError", f"no {PREPARE}")
+    (lacks,) = of_ld101(loaded_class(has_head=True, error=error, wrapper="PeftModel"))
+    assert lacks.message.startswith("Base is not a GenerationMixin, and the CAUSAL_LM wrapper")
+    assert lacks.location.path == "task_type" and lacks.proof.kind == "executed"
+    assert list(evidence(lacks).values()) == [
+        "missing", "PeftModel", "there", f"AttributeError: no {PREPARE}",
+    ]  # fmt: skip
+    assert [fix.safety for fix in lacks.fixes] == ["safe", "manual"]
+    assert "bases of Base" in fixes(lacks)[1]
+    (in_forward,) = of_ld101(loaded_class(has_prepare_inputs=True))
+    assert in_forward.message.endswith("training fails in the forward.")
+    assert evidence(in_forward)[f"Base.{PREPARE}"] == "there"
+    encodes = ErrorReport("AttributeError", f"no {ENCODE}")
+    (of_two,) = of_ld101(
+        loaded_class(has_head=True, has_prepare_inputs=True, error=encodes), "SEQ_2_SEQ_LM"
+    )
+    assert evidence(of_two)[f"Base.{ENCODE}"] == "missing"
+    assert of_ld101(loaded_class(has_head=True, has_prepare_inputs=True)) == []
+    assert of_ld101(loaded_class(has_head=True, has_prepare_inputs=True, error=error)) == []
+    assert of_ld101(loaded_class(), "SEQ_CLS") == []
+
+
+def test_ld101_loads_the_class_with_the_head_of_the_task() -> None:
+    heads = (headed("SEQ_CLS", "Classes"), headed("SEQ_2_SEQ_LM", "Two"),
+             headed("CAUSAL_LM", "Causal"), headed("CAUSAL_LM", "Base"))  # fmt: skip
+
+    def edits(structure: Any, kind: str = "folder") -> list[list[tuple[str, Any]]]:
+        (found,) = of_ld101(structure, kind=kind)
+        return [[(edit.key, edit.value) for edit in fix.edits] for fix in found.fixes]
+
+    assert edits(loaded_class(head_classes=heads)) == [[("model_class", "AutoCausal")], []]
+    assert edits(loaded_class(head_classes=heads[:2])) == [
+        [("model_class", "AutoTwo"), ("task_type", "SEQ_2_SEQ_LM")], [],
+    ]  # fmt: skip
+    (found,) = of_ld101(loaded_class(head_classes=heads))
+    assert (
+        fixes(found)[1].startswith("For embeddings only")
+        and "loaded onto Causal" in (fixes(found)[1])
+    )
+    for no_text in ({"language": False}, {"main_input_name": "pixel_values"}):
+        assert len(edits(loaded_class(head_classes=heads, **no_text))) == 1
+        assert edits(loaded_class(**no_text)) == [[("task_type", None)]]
+    for without in (heads[:1], heads[3:]):
+        assert edits(loaded_class(head_classes=without))[0] == [("task_type", "FEATURE_EXTRACTION")]
+    for kind in ("hub", "arch"):
+        assert edits(loaded_class(head_classes=heads), kind)[0] == [("model_class", "AutoCausal")]
+    assert edits(loaded_class(head_classes=heads), "module")[0][0][0] == "task_type"
+    assert edits(loaded_class(has_head=True, head_classes=heads))[0] == [("task_type", None)]
+
+
+def test_ld101_in_a_factory_and_in_a_part_is_about_these_methods() -> None:
+    def factory(message: str | None, meta: bool = True) -> list[Finding]:
+        cause = ErrorReport("AttributeError", message) if message else None
+        return ask("LD101", has=set().__contains__, reaches=lambda depth: meta, structure=None,
+                   source=Stub(kind="factory", name="f"), cause_of=lambda name: cause)  # fmt: skip
+
+    for method in (PREPARE, ENCODE):
+        (found,) = factory(f"no {method}")
+        assert found.severity == "error" and "cannot build its model" in found.message
+    assert factory("no other") == [] == factory(None)
+    assert factory(f"no {PREPARE}", meta=False) == []
+
+    def part(message: str | None) -> list[Finding]:
+        error = ErrorReport("AttributeError", message) if message else None
+        adapted = Stub(error=error, code="get_peft_model(m.x, c)", path="x", class_name="Inner",
+                       file="a.py", line=4)  # fmt: skip
+        return ask("LD101", has=lambda name: True, adapted_part=adapted)
+
+    (of_part,) = part(f"no {PREPARE}")
+    assert of_part.location.line == 4 and of_part.message.endswith("needs one: AttributeError.")
+    assert evidence(of_part)["get_peft_model"] == f"AttributeError: no {PREPARE}"
+    assert len(part(f"no {ENCODE}")) == 1 and part("no other") == [] == part(None)
+
+
+def test_ld101_reads_code_that_wraps_its_own_model(
+    gathered: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(**changes: Any) -> Stub:
+        values = {"inner_has_prepare_inputs": False, "task_type_known": True, "line": 3,
+                  "task_type": "CAUSAL_LM", "conditional": False, "class_name": "Outer",
+                  "wrapped": "self.model", "inner_class": "Inner", "inner_at": None}  # fmt: skip
+        given = {**values, **changes}
+        return Stub(**given, at=Place("code.py", given["line"]))
+
+    def said(*calls: Any, inherited: bool | None = False, raised: str = "") -> list[Finding]:
+        gathered("LD101", pretrained_model_generates=inherited)
+        monkeypatch.setattr(remote_code, "nested_adapter_calls", lambda code: calls)
+        cause = ErrorReport("AttributeError", raised) if raised else None
+        return ask("LD101", has={"remote_code"}.__contains__, reaches=lambda depth: bool(raised),
+                   source=Stub(kind="hub", folder="x"), remote_code=None,
+                   cause_of=lambda name: cause, why_not=lambda name: raised)  # fmt: skip
+
+    (sure,) = said(call())
+    assert sure.message == (
+        "Outer wraps its own Inner with PEFT while it is being built, and Inner lacks "
+        f"{PREPARE}: the model cannot be loaded."
+    )
+    assert sure.proof.kind == "inferred" and "loading" not in evidence(sure)
+    assert evidence(sure)["task_type"] == "CAUSAL_LM"
+    for unsure in (call(conditional=True), call(task_type_known=False, task_type=None)):
+        assert said(unsure)[0].message.endswith("may not be loaded.")
+    (unread,) = said(call(task_type_known=False, task_type=None, inner_class=""))
+    assert evidence(unread)["which is a"] == "class not found"
+    assert evidence(unread)["task_type"] == "not readable"
+    (seen,) = said(call(conditional=True), raised=f"no {PREPARE}")
+    assert seen.proof.kind == "executed" and seen.message.endswith("cannot be loaded.")
+    assert evidence(seen)["loading"] == f"no {PREPARE}"
+    assert said(call(conditional=True), raised="no other")[0].proof.kind == "inferred"
+    two = said(call(inner_has_prepare_inputs=None), call(task_type="SEQ_CLS"), call(line=9),
+               call(line=10))  # fmt: skip
+    assert [found.location.line for found in two] == [9], "one is enough"
+    assert said() == [] == said(call(), inherited=True)
+    with pytest.raises(EvidenceError, match="source of transformers"):
+        said(call(), inherited=None)
