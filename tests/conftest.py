@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,22 @@ def environment_of_its_own() -> Iterator[None]:
     if os.environ != before:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``gathered("LD615", index_mismatch=x)``: what the functions that a rule calls give; a
+    function is called in the place of the other."""
+
+    def replace(code: str, **values: Any) -> None:
+        from tests.rule_asking import RULES
+
+        module = sys.modules[RULES[code].__module__]
+        for name, value in values.items():
+            instead = value if callable(value) else lambda *_, value=value, **__: value
+            monkeypatch.setattr(module, name, instead)
+
+    return replace
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Whether the tests notice when a rule is changed: `python -m tools.mutants [CODE ...]`.
 
 cosmic-ray changes one operator, number or constant at a time in the file of a rule (a *mutant*) and
-runs the tests of that rule until one fails: those of tests/test_rule_branches.py first, which build
-no model; then its examples, with what its page quotes of them; then the test functions of other
-files that name its code, without those marked slow (`--slow` runs these as well, `--quick` none of
+runs the tests of that rule until one fails: those of tests/test_rule_branches*.py first, which
+build no model; then its examples, with what its page quotes of them; then the test functions of
+other files that name its code, without those marked slow (`--slow` runs these as well, `--quick` none of
 other files). A mutant that no test notices has survived. The work is done in copies of the
 checkout, one for each of `--jobs` rules at a time, so that no file of yours is changed.
 
@@ -35,7 +35,7 @@ GOAL = 0.85
 SAMPLE = ("LD407", "LD601", "LD504", "LD505", "LD402", "LD604", "LD303", "LD104")
 _LEFT_OUT = (".git", ".venv*", ".nox", ".mypy_cache", ".ruff_cache", "__pycache__", "*.egg-info")
 #: Of what rules say, on cases made by hand: seconds where examples take minutes.
-_BRANCHES = "test_rule_branches.py"
+_BRANCHES = "test_rule_branches"
 _EXAMPLES = "test_rules.py"
 _SLOW = "pytest.mark.slow"
 
@@ -85,8 +85,10 @@ def test_commands(code: str, root: Path, *, slow: bool = False, quick: bool = Fa
         for path in sorted((root / "tests").glob("test_*.py"))
         if code in (text := path.read_text(encoding="utf-8"))
     }
-    branches, _ = nodes.pop(_BRANCHES, []), nodes.pop(_EXAMPLES, [])
-    others = [node for found in nodes.values() for node in found if not quick]
+    branches = [node for name, found in nodes.items() if name.startswith(_BRANCHES)
+                for node in found]  # fmt: skip
+    others = [node for name, found in nodes.items() for node in found
+              if not quick and name != _EXAMPLES and not name.startswith(_BRANCHES)]  # fmt: skip
     steps = (" ".join(branches), f"tests/{_EXAMPLES} -k {code}", " ".join(others))
     return [words for words in steps if words]
 
