@@ -3,8 +3,8 @@
 cosmic-ray changes one operator, number or constant at a time in the file of a rule (a *mutant*) and
 runs the tests of that rule until one fails: those of tests/test_rule_branches*.py first, which
 build no model; then its examples, with what its page quotes of them; then the test functions of
-other files that name its code, without those marked slow (`--slow` runs these as well, `--quick` none of
-other files). A mutant that no test notices has survived. The work is done in copies of the
+other files that name its code, without those marked slow (`--slow` runs these as well, `--quick`
+none of other files). A mutant that no test notices has survived. The work is done in copies of the
 checkout, one for each of `--jobs` rules at a time, so that no file of yours is changed.
 
 What is not tried after `--minutes` is counted and not judged. Exit code 1 where fewer than 85 % of
