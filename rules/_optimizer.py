@@ -97,4 +97,4 @@ def _groups(state: OptimizerState) -> Iterator[Measurement]:
 
 
 def _tensors(name: str, items: Sequence[TrainableTensor]) -> tuple[Measurement, ...]:
-    return (Measurement(name, quoted(patterns(items), 4), "compared as objects"),) if items else ()
+    return (Measurement(name, quoted(patterns(items), 4), "tensors, by identity"),) if items else ()

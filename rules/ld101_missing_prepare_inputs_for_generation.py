@@ -180,7 +180,7 @@ class MissingPrepareInputsForGeneration(Rule):
         yield self.finding(
             "error",
             f"{part.code} adapts the part {part.path}, a {part.class_name}, which is not a "
-            f"GenerationMixin, and the wrapper of its task_type needs one: {error.type}.",
+            f"GenerationMixin, and the wrapper of its task_type needs one: it raises {error.type}.",
             location=Location("file", part.file, part.line),
             evidence=(
                 Measurement("the call", part.code, f"{part.file}:{part.line}"),

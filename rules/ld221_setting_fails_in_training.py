@@ -175,7 +175,7 @@ class SettingFailsInTraining(Rule):
             location=Location("recipe", key),
             evidence=(
                 Measurement(f"with {set_to}", what, source),
-                Measurement(f"without {key}", f"{', '.join(failed)} passed", source),
+                Measurement(f"without {key}", f"checks passed: {', '.join(failed)}", source),
             ),
             proof=Proof("executed", f"the contract was run with {key} and without it"),
             fixes=(Fix(f"Remove {key}: PEFT then uses its default.", "unsafe", (better,)),),

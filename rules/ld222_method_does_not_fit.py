@@ -95,9 +95,11 @@ class MethodDoesNotFit(Rule):
             f"trains: {what}",
             location=Location("recipe", "peft_type"),
             evidence=(
-                Measurement(f"{method}, check {failed[0]}", what, source),
+                Measurement(f"{method}, failed check {failed[0]}", what, source),
                 Measurement("raised in", _where(seen), source),
-                Measurement("LoRA on the same layers", f"{', '.join(failed)} passed", source),
+                Measurement(
+                    "LoRA on the same layers", f"checks passed: {', '.join(failed)}", source
+                ),
             ),
             proof=Proof("executed", f"the contract was run with {method} and with LoRA"),
             fixes=(Fix("Use LoRA on the same layers.", "unsafe", edits),),

@@ -113,13 +113,13 @@ class EpsilonMismatch(Rule):
             Measurement("variance of its input", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
                     f"measured on {batch}"),
             Measurement(f"output with {other:g} instead of {own:g}",
-                    f"differs by {effect.change:.2%} of its norm, {effect.growth:.3g} times as "
+                    f"differs by {effect.change:.1%} of its norm, {effect.growth:.3g} times as "
                     "large", f"the layer was run with both, in {reading.dtype}"),
             Measurement(f"rounding in {reading.dtype}", f"{effect.rounding:.2%}",
                     "the same layer, against float32"),
         ]  # fmt: skip
         measures += [
-            Measurement(f"the same for {alike.pattern}", f"differs by {change.change:.2%}, at a "
+            Measurement(f"the same for {alike.pattern}", f"differs by {change.change:.1%}, at a "
                     f"variance of {alike.variance[0]:.2g} to {alike.variance[2]:.2g}",
                     f"{alike.count} layers, the one that changes most")
             for alike, change in pairs[1:]
@@ -134,7 +134,7 @@ class EpsilonMismatch(Rule):
             severity,
             f"{reading.path} ({reading.class_name}{_and(others)}) has {reading.attribute} "
             f"{own:g}, {whose} {other:g}, and the variance of its input is {low:.2g} to "
-            f"{high:.2g}: its output differs by {effect.change:.1%}.",
+            f"{high:.2g}: with {other:g} its output would differ by {effect.change:.1%}.",
             location=Location("module", reading.path),
             evidence=tuple(measures),
             proof=Proof("measured", "variance and both outputs were measured in this run"),

@@ -166,4 +166,4 @@ def _held(state: OptimizerState) -> Iterator[Measurement]:
         text = f"{state.foreign} of {state.held}"
         if state.foreign_shared:
             text += f"; share memory with {quoted(state.foreign_shared, 2)} and get no gradient"
-        yield Measurement("in the optimizer, not in the model", text, "compared as objects")
+        yield Measurement("in the optimizer, not in the model", text, "tensors, by identity")

@@ -90,11 +90,11 @@ class TrainedTokensBeyondVocabulary(Rule):
     def _finding(self, key: str, group: ModuleGroup, tokens: list[int]) -> Finding:
         return self.finding(
             "error",
-            f"{key} has {quoted(map(str, tokens), 6)}, and {group.pattern} has only "
-            f"{group.shape[0]:,} rows: get_peft_model raises IndexError.",
+            f"{key} names token ids ({quoted(map(str, tokens), 6)}) for which {group.pattern} "
+            f"({group.shape[0]} rows) has none: get_peft_model raises IndexError.",
             location=Location("recipe", key),
             evidence=(
-                Measurement("tokens without a row", tokens[:12], "recipe"),
+                Measurement("token ids without a row", ", ".join(map(str, tokens[:12])), "recipe"),
                 Measurement(f"rows of {group.pattern}", group.shape[0], "the class at full size"),
             ),
             proof=Proof("measured", "compared with the shape of the embeddings"),

@@ -48,7 +48,7 @@ class ChatTemplateBroken(Rule):
 
     code = "LD644"
     name = "chat-template-broken"
-    summary = "The chat template in the model's folder formats no conversation."
+    summary = "The chat template in the model's folder cannot format a conversation."
     depth = "meta"
     symptoms = (
         Symptom(r"jinja2\.exceptions\.Template(?:Syntax|Assertion)Error"),
@@ -78,7 +78,8 @@ class ChatTemplateBroken(Rule):
             return
         yield self.finding(
             "warning",
-            "The chat template formats no conversation, so training on conversations will fail: "
+            "The chat template cannot format a conversation, so training on conversations "
+            "will fail: "
             f"{found.error}: {found.message[:200].rstrip('. ')}.",
             location=Location("file", found.file),
             evidence=(

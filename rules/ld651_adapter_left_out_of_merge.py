@@ -61,7 +61,8 @@ class AdapterLeftOutOfMerge(Rule):
             names = ", ".join(map(repr, fault.adapters))
             merged = ", ".join(map(repr, fault.merged)) or "nothing"
             effect = {
-                "taken off": f"{names} was loaded, was never active, and is taken off unmerged",
+                "taken off": f"{names} was loaded but never active, and is removed without being "
+                "merged",
                 "active": f"{names} stays active and is not applied where others are merged",
             }.get(
                 fault.detail,
@@ -80,8 +81,8 @@ class AdapterLeftOutOfMerge(Rule):
                 proof=PROOF,
                 fixes=(
                     Fix(
-                        "Name all that are meant: adapter_names=[...]; or combine them first with "
-                        "add_weighted_adapter and set_adapter.",
+                        "Name every adapter to merge: adapter_names=[...]; or combine them first "
+                        "with add_weighted_adapter and set_adapter.",
                         "manual",
                     ),
                 ),

@@ -81,7 +81,7 @@ class CheckpointWithoutState(Rule):
                 evidence=(
                     Measurement("the folder holds", ", ".join(names[:8]) or "nothing", str(folder)),
                 ),
-                proof=Proof("read", "the folder was looked into"),
+                proof=Proof("read", "the files of the folder were listed"),
                 fixes=(
                     Fix(
                         "Name a checkpoint-N folder of the Trainer; or load the adapter with "

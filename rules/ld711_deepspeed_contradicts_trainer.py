@@ -155,4 +155,4 @@ class DeepspeedContradictsTrainer(Rule):
 
 
 def _measured(one: Contradiction, source: str) -> Measurement:
-    return Measurement(one.name, f"{one.value}, {one.key} is {one.ours}", source)
+    return Measurement(one.name, f"DeepSpeed: {one.value}; {one.key}: {one.ours}", source)

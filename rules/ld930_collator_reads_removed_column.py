@@ -96,9 +96,9 @@ class CollatorReadsRemovedColumn(Rule):
                 continue
             yield self.finding(
                 "error",
-                f"{one.collator} reads {quoted(lost, 4)} of each row, which {one.trainer} has "
-                f"already removed, because the forward of {model_type} does not take "
-                f"{'it' if len(lost) == 1 else 'them'}.",
+                f"{one.collator} reads the column{'s' if len(lost) > 1 else ''} {quoted(lost, 4)}, "
+                f"which {one.trainer} has removed, because the forward of {model_type} does "
+                f"not take {'it' if len(lost) == 1 else 'them'}.",
                 location=Location("file", one.place.file, one.place.line),
                 evidence=(
                     Measurement("columns read", list(one.names), one.collator),

@@ -377,7 +377,9 @@ def test_ld101_in_a_factory_and_in_a_part_is_about_these_methods() -> None:
         return ask("LD101", has=lambda name: True, adapted_part=adapted)
 
     (of_part,) = part(f"no {PREPARE}")
-    assert of_part.location.line == 4 and of_part.message.endswith("needs one: AttributeError.")
+    assert of_part.location.line == 4 and of_part.message.endswith(
+        "needs one: it raises AttributeError."
+    )
     assert evidence(of_part)["get_peft_model"] == f"AttributeError: no {PREPARE}"
     assert len(part(f"no {ENCODE}")) == 1 and part("no other") == [] == part(None)
 

@@ -63,7 +63,7 @@ def test_ld221_says_what_fails_with_which_setting(
     )
     assert evidence(found) == {
         "with lora_alpha: 0": f"{failed[0]}: no",
-        "without lora_alpha": f"{', '.join(failed)} passed",
+        "without lora_alpha": f"checks passed: {', '.join(failed)}",
     }
     (fix,) = found.fixes
     assert (fix.safety, fix.edits[0].key) == ("unsafe", "lora_alpha")
@@ -118,9 +118,9 @@ def test_ld222_offers_lora_where_the_method_alone_fails(gathered: Callable[..., 
         "SHADOW fails on Qwen2, where LoRA on the same layers trains: attaches: no"
     )
     assert evidence(found) == {
-        "SHADOW, check attaches": "attaches: no",
+        "SHADOW, failed check attaches": "attaches: no",
         "raised in": "a.py:1",
-        "LoRA on the same layers": "attaches, forward passed",
+        "LoRA on the same layers": "checks passed: attaches, forward",
     }
     (fix,) = found.fixes
     assert fix.safety == "unsafe" and {edit.key: edit.value for edit in fix.edits}.keys() == {
@@ -280,6 +280,7 @@ def test_ld606_says_how_it_is_known_and_what_helps(
 
     assert known() == ("from_pretrained", "measured")
     assert known(saved_class="Base") == ("config.json:", "inferred")
+    assert known(kind="arch") == ("from_pretrained", "measured")
     assert known(kind="factory") == ("other", "measured")
     assert known(kind="module") == ("weight", "inferred")
     assert "unless your code loads them" in random_weights(kind="module")[0].message
@@ -297,6 +298,10 @@ def test_ld606_says_how_it_is_known_and_what_helps(
     (most,) = random_weights(parameters=501)
     assert most.severity == "error" and fixes(most)[0].startswith("Load the class that")
     assert random_weights(parameters=500)[0].severity == "warning"
+    (many,) = random_weights(tuple("abcdefghi"))
+    assert "no weights for a, b, c, d and 5 more:" in many.message
+    assert evidence(many)["not in the checkpoint"] == "a, b, c, d, e, f, g, h and 1 more"
+    assert fixes(many)[0].startswith("Train and save a, b, c, d and 5 more with")
     layers = [Stub(stack="layers", missing=(3, 4))]
     assert random_weights(("m.layers.3.q", "layers.4"), stacks=layers, static=True) == []
     assert len(random_weights(("m.layers.3.q", "m.layers.5"), stacks=layers, static=True)) == 1

@@ -150,7 +150,7 @@ def test_ld510_leaves_the_rate_to_an_optimizer_of_its_own(gathered: Callable[...
 @pytest.mark.parametrize(
     ("detail", "effect"),
     [
-        ("taken off", "'b' was loaded, was never active, and is taken off unmerged"),
+        ("taken off", "'b' was loaded but never active, and is removed without being merged"),
         ("active", "'b' stays active and is not applied where others are merged"),
         ("head", "the whole head of 'b' is dropped, and that of the active adapter stays"),
     ],
@@ -251,7 +251,7 @@ def test_ld603_leaves_out_what_is_lost_and_keeps_the_rest(gathered: Callable[...
 
     def names(structure: Any, layers: Any) -> list[list[str]]:
         asked.append([one.pattern for one in layers])
-        return [["y"]]
+        return [["y"], ["b.y"]]
 
     def said(recipe: dict[str, Any], lost: Any = ("a.x",), example: Any = None) -> list[Finding]:
         injection = Stub(not_reloaded=lost, not_reloaded_example=example)
@@ -270,6 +270,11 @@ def test_ld603_leaves_out_what_is_lost_and_keeps_the_rest(gathered: Callable[...
     ]  # fmt: skip
     (nothing_left,) = said({"target_parameters": ["a.x"]}, ("a.x", "b.y"))
     assert "of 8 layers (a.x, b.y)" in nothing_left.message
+    assert nothing_left.location.path == "a.x"
+    (many,) = said({}, tuple(f"m.{number}" for number in range(9)))
+    assert "of 0 layers (m.0, m.1, m.2 and 6 more) will not" in many.message
+    assert evidence(many)["layers whose adapter is lost"].endswith("m.7 and 1 more")
+    assert "not found again (m.0, m.1, m.2 and 6 more)" in fixes(many)[1]
     assert nothing_left.fixes[1].edits[1].value is None
     assert list(evidence(nothing_left).values())[1:] == ["", ""]
     (only_layers,) = said({})

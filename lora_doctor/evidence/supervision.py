@@ -210,7 +210,7 @@ class _Reader:
         pairs = bool(samples) and all(one.kind == "prompt-completion" for one in samples)
         if pairs and recipe.get("completion_only_loss") is None:
             return "completion", "rows of prompt and completion"
-        return "all", "nothing was asked for"
+        return "all", "no setting of the loss"
 
     def _row(self, tokens: Tokens, sample: Sample, number: int, settings: LossSettings) -> Row:
         if sample.kind == "classes":
