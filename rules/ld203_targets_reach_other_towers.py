@@ -75,6 +75,7 @@ class TargetsReachOtherTowers(Rule):
     told_as = (
         "LoRA was also added to the vision tower, which I did not want.",
         "Parameters of the vision encoder are also trainable and have LoRA.",
+        "The vision encoder gets LoRA although only the language model should.",
     )
     examples = (
         Example("broken", "arch:llava", {"target_modules": ["q_proj", "v_proj"]}),

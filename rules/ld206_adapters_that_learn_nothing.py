@@ -101,6 +101,10 @@ class AdaptersThatLearnNothing(Rule):
     )
     descriptions = (
         Symptom(
+            r"\bgrad(?:ient)?[_ ]norm\W+(?:(?:is|stays?|remains?|always|still)\W+){0,3}"
+            r"(?:0(?:\.0+)?|zero)(?!\.?\d)"
+        ),
+        Symptom(
             r"\b(?:adapters?|lora\w*)\b.{0,60}\b(?:never|not) (?:get |gets |being "
             r"|been )?(?:trained|updated|on the gradient path)"
         ),
@@ -114,6 +118,7 @@ class AdaptersThatLearnNothing(Rule):
         "lora_B stays zero during the whole training.",
         "The adapters of some layers are never updated.",
         "The training loss does not decrease.",
+        "The gradient norm is always 0.",
     )
     examples = (
         Example(

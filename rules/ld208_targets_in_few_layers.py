@@ -66,6 +66,7 @@ class TargetsInFewLayers(Rule):
             r"(?:lora|adapters?)\b"
         ),
     )
+    told_as = ("Only a few layers get LoRA, the others have none.",)
     examples = (
         Example(
             "broken",

@@ -96,6 +96,7 @@ class Float16Overflow(Rule):
     told_as = (
         "The loss is NaN in fp16.",
         "The loss becomes zero in half precision, in bf16 it trains.",
+        "The loss suddenly drops to 0.",
     )
     examples = (
         Example(

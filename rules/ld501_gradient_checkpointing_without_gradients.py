@@ -94,6 +94,11 @@ class GradientCheckpointingWithoutGradients(Rule):
     )
     descriptions = (
         Symptom(
+            r"\bgrad(?:ient)?[_ ]norm\W+(?:(?:is|stays?|remains?|always|still)\W+){0,3}"
+            r"(?:0(?:\.0+)?|zero)(?!\.?\d)",
+            weight=-1,
+        ),
+        Symptom(
             r"\bcheckpointing\b.{0,80}\b(?:no|zero|without|los\w+|cuts? off"
             r"|missing|none) .{0,20}\bgrad"
         ),

@@ -81,9 +81,14 @@ class NotOnlyAdapters(Rule):
     )
     descriptions = (
         Symptom(r"\b(?:0|zero|no) trainable param\w*"),
-        Symptom(r"\btrainable param\w*\W+(?:(?:is|are|still)\s+){0,2}(?:0|zero)(?!\.?\d)"),
+        Symptom(
+            r"\btrainable.param\w*\W+(?:(?:is|are|still|shows?|says?|prints?)\s+){0,2}(?:0|zero)(?!\.?\d)"
+        ),
     )
-    told_as = ("There are zero trainable parameters: the optimizer has nothing that is trained.",)
+    told_as = (
+        "There are zero trainable parameters: the optimizer has nothing that is trained.",
+        "All parameters are trainable, not only the adapters.",
+    )
     examples = (
         Example(
             "broken",

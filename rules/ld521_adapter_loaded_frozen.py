@@ -40,6 +40,7 @@ class AdapterLoadedFrozen(Rule):
         "A loaded adapter cannot be trained further, its parameters are frozen.",
         "Continuing the training of a saved adapter fails: nothing is trainable.",
         "The adapter is loaded, and its trainable parameters are 0.",
+        "Training of a loaded adapter is continued, and nothing is trainable.",
     )
     examples = (
         Example(

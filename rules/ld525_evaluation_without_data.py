@@ -49,7 +49,10 @@ class EvaluationWithoutData(Rule):
         Symptom(r"eval(?:uation)?_strategy.{0,60}but you didn't pass an `?eval_dataset"),
         Symptom(r"Trainer: evaluation requires an eval_dataset"),
     )
-    told_as = ("No evaluation is run: eval_strategy is set and there is no eval_dataset.",)
+    told_as = (
+        "No evaluation is run: eval_strategy is set and there is no eval_dataset.",
+        "An eval dataset is required and none was passed.",
+    )
     examples = (
         Example(
             "broken",

@@ -51,6 +51,7 @@ class ProcessesTrainApart(Rule):
     told_as = (
         "The GPUs do not exchange gradients: each process trains a model of its own.",
         "Training on two GPUs gives the same result as on one.",
+        "Each GPU trains its own separate model.",
     )
     examples = (
         Example(

@@ -100,6 +100,8 @@ class ResumedRunDiffers(Rule):
         "After resuming from a checkpoint the loss is higher than before.",
         "Resuming does not restore the optimizer state.",
         "After a restart the training loss jumps up, as if it began again.",
+        "The loss spikes when training is resumed.",
+        "After resuming, the learning rate starts from the beginning.",
     )
     examples = (
         Example(

@@ -50,7 +50,10 @@ class LearningRateOutOfRange(Rule):
     summary = "The learning rate is negative, or so large that Adam diverges."
     depth = "static"
     symptoms = (Symptom(r"ValueError: Invalid learning rate: -?[\d.e+-]+"),)
-    told_as = ("The loss diverges because the learning rate is too high.",)
+    told_as = (
+        "The loss diverges because the learning rate is too high.",
+        "The loss explodes.",
+    )
     examples = (
         Example("broken", "arch:llama", {"learning_rate": 20000.0}, depth="static"),
         Example("healthy", "arch:llama", {"learning_rate": 2e-4}, depth="static"),

@@ -65,6 +65,7 @@ class TrainedButNotSaved(Rule):
     told_as = (
         "The classification head is not saved: the reloaded model has a random head.",
         "The reloaded model is much worse than the trained model was in memory.",
+        "The head has random weights after loading the adapter.",
     )
     examples = (
         Example(

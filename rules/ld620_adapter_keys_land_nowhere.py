@@ -75,6 +75,10 @@ class AdapterKeysLandNowhere(Rule):
         "After loading the adapter the outputs are the same as those of the base model.",
         "Applying the trained LoRA has no effect, nothing changes in the output.",
         "The keys of the adapter file do not match the model, and no error is raised.",
+        "There is no difference between the outputs of the base model and the LoRA model.",
+        "The fine-tuned model gives the same results as the base model.",
+        "The loaded adapter does nothing at inference.",
+        "The model answers as before, as if no training happened.",
     )
     examples = (
         Example(

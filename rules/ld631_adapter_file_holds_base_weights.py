@@ -50,6 +50,7 @@ class AdapterFileHoldsBaseWeights(Rule):
         ),
         Symptom(r"Unexpected name '[^']{1,200}\.base_layer\.weight': Not a lora_A", "llama.cpp"),
     )
+    told_as = ("The adapter file is as large as the base model.",)
     examples = (
         Example(
             "broken",

@@ -55,7 +55,10 @@ class GpuEmulatesBfloat16(Rule):
         Symptom(r"Your setup doesn't support bf16/gpu\b.{0,40}\bAmpere"),
         Symptom(r"bf16 mixed precision requires PyTorch >= 1\.10 and a supported device"),
     )
-    told_as = ("bf16 is slow on a T4 or V100, which does not support it.",)
+    told_as = (
+        "bf16 is slow on a T4 or V100, which does not support it.",
+        "bf16 is not supported on my GPU, a V100 or T4.",
+    )
     examples = (
         Example("broken", "arch:llama", {**_BFLOAT16, "gpu": ["t4"]}, depth="static"),
         Example("healthy", "arch:llama", {**_BFLOAT16, "gpu": ["l4"]}, depth="static"),

@@ -52,6 +52,7 @@ class GpuTooOldForFlashAttention(Rule):
         Symptom(r"FlashAttention only supports Ampere GPUs or newer"),
         Symptom(r"Flash ?Attention.{0,3} requires compute capability"),
     )
+    told_as = ("Flash attention does not work on my GPU, a V100 or T4.",)
     examples = (
         Example("broken", "arch:llama", {**_FLASH, "gpu": ["t4"]}, depth="static"),
         Example("healthy", "arch:llama", {**_FLASH, "gpu": ["l4"]}, depth="static"),

@@ -59,7 +59,10 @@ class NothingSupervised(Rule):
         ),
         Symptom(r"\b(?:all|most|every)\b.{0,10}\b(?:labels?|tokens?)\b.{0,30}(?:-100|\bmasked\b)"),
     )
-    told_as = ("All labels are -100, nothing is trained and the loss is zero or NaN.",)
+    told_as = (
+        "All labels are -100, nothing is trained and the loss is zero or NaN.",
+        "The loss is always 0 from the first step on.",
+    )
     examples = (
         Example(
             "broken",

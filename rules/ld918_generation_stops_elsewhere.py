@@ -61,6 +61,8 @@ class GenerationStopsElsewhere(Rule):
     told_as = (
         "After fine-tuning the model does not stop generating.",
         "Generation never ends, it continues to the maximum number of tokens.",
+        "The fine-tuned model repeats its answer again and again.",
+        "The model goes on with the next question of the user after its answer.",
     )
     examples = (
         Example(

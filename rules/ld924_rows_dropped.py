@@ -84,7 +84,11 @@ class RowsDropped(Rule):
             r".{0,60}\b(?:too long|max_?(?:seq_?)?len\w*|cutoff_len|silently)"
         ),
     )
-    told_as = ("Only a few rows are left of my dataset, rows that are too long are dropped.",)
+    told_as = (
+        "Only a few rows are left of my dataset, rows that are too long are dropped.",
+        "The dataset is empty after filtering.",
+        "Half of the samples are dropped.",
+    )
     examples = (
         Example(
             "broken",

@@ -46,6 +46,8 @@ _LOGS = (".log", ".txt", ".out", ".err")
 
 #: A line that Python ends a traceback with: what of a long text was taken for the message.
 _ERROR = re.compile(r"\s*[\w.]*(?:Error|Exception|Exit|Interrupt)\b: ?")
+#: A text that is such a line: these words are a program's, and nobody tells of a failure in them.
+_IS_MESSAGE = re.compile(r"\s*[\w.]+(?:Error|Exception): \S[^\n]*\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,10 @@ def explanation(text: str) -> Explanation:
             matches = find_by_message(raised.as_traceback(text), rules)
         told: Sequence[Told] = ()
         if not matches and other is None and raised is None:
-            words = in_english(text) if is_told(text) else text
+            words = in_english(text) if is_told(text) and not _IS_MESSAGE.match(text) else ""
             elsewhere = names_another_program(words)
             matches = () if elsewhere else find_by_description(words, rules)
-            told = told_in_words(words, rules) if not matches and is_told(text) else ()
+            told = told_in_words(words, rules) if not matches else ()
             matches = matches or [_named_by_words(one) for one in told if one.is_named]
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]

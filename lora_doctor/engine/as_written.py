@@ -29,6 +29,13 @@ _MOST = 4
 #: The numbered name of a process, container or machine, if it is that of most lines.
 _NAME = re.compile(r"[ \t]*[\w.\-]{0,60}\d[\w\-]{0,9}(?::|[ \t]*\|)[ \t]")
 _NAMED_LINES, _NAMED_SHARE = 2, 0.8
+#: Colours of a terminal, with the escape character or, as some pages show them, without it.
+COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m")
+#: Spaces that do not break a line, and characters without width.
+_SPACES = {0xA0: " ", 0x202F: " ", 0x200B: "", 0x200C: "", 0x2060: "", 0xFEFF: ""}
+#: The ends of lines and the quotation marks in a text that was printed as a string of a program.
+_IN_A_STRING = re.compile(r"\\([nt'\"])")
+_MEANT = {"n": "\n", "t": "\t"}
 _ENTITY = re.compile(r"&(?:#\d{1,5}|#x[\da-fA-F]{1,4}|quot|apos|lt|gt|amp|nbsp);")
 #: A character that Markdown would take for its own, escaped.
 _ESCAPED = re.compile(r"\\(?=[_*`<>\[\]#])")
@@ -39,7 +46,10 @@ def as_written(text: str) -> str:
     """The text without what others have put into it."""
     if _ENTITY.search(text):
         text = html.unescape(text)
+    text = COLOURS.sub("", text).translate(_SPACES)
     if not _WINDOWS.search(text):
+        if "\n" not in text.strip():
+            text = _IN_A_STRING.sub(lambda found: _MEANT.get(found[1], found[1]), text)
         text = _ESCAPED.sub("", text)
     return "\n".join(_line(line) for line in _without_name(text.splitlines()))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from lora_doctor.engine.as_written import COLOURS
 from lora_doctor.engine.rule import Rule, Symptom
 from lora_doctor.limits import CLOCK, LOG, LOG_CHARACTERS, bounded, step
 
@@ -39,8 +40,6 @@ _STEPS = re.compile(
     r"'(?:train_)?loss': '?\d|\bloss=(?!0(?:\.0*)?(?!\d))\d|\btrain_runtime\b"
     r"|\*+ Running training \*+"
 )
-#: Colours of a terminal, with the escape character or, as some pages show them, without it.
-_COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m")
 #: A path that a box around a traceback has cut in two.
 _CUT_PATH = re.compile(
     r"(?<=[\w./\-:])[ \t]*[│┃][ \t]*\r?\n[ \t]*[│┃] (?=(?:[\w./\-]*\.py:)?\d+ in )"
@@ -270,7 +269,7 @@ def _plain(text: str) -> str:
     """``text`` as the program wrote it, before terminals, launchers and word processors."""
     if r"File \"" in text:  # a traceback in a line of JSON
         text = text.replace(r"\n", "\n").replace(r"\"", '"')
-    written = _CUT_PATH.sub("", _COLOURS.sub("", text.translate(_STRAIGHT)))
+    written = _CUT_PATH.sub("", COLOURS.sub("", text.translate(_STRAIGHT)))
     return _BOLD_INIT.sub("__init__()", _NOISE.sub(" ", written))
 
 
