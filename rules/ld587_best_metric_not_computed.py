@@ -55,7 +55,7 @@ class BestMetricNotComputed(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"`?metric_for_best_model`? training argument is set to '\w+', which is not found"),
-        Symptom(r"\bKeyError: ['\"]eval_\w+['\"]\s*$"),
+        Symptom(r"\bKeyError: ['\"]eval_(?!dataset)\w+['\"]\s*$"),
         Symptom(r"EarlyStoppingCallback requires (?:metric_for_best_model|load_best_model_at_end)"),
     )
     examples = (

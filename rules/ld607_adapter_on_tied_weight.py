@@ -89,6 +89,7 @@ class AdapterOnTiedWeight(Rule):
     told_as = (
         "After merging the adapter the model is worse.",
         "The merged model gives different outputs than the adapter.",
+        "After merging, the output is not the same as with the adapter loaded.",
     )
     examples = (
         Example(

@@ -37,6 +37,7 @@ class AdapterParametersWithoutValues(Rule):
     summary = "The file of a saved adapter has no tensors for some layers of its config."
     depth = "meta"
     about_saved_adapter = True
+    told_as = ("The loaded adapter has random weights, others each time.",)
     examples = (
         Example(
             "broken",

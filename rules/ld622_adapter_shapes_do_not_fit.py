@@ -53,6 +53,7 @@ class AdapterShapesDoNotFit(Rule):
         Symptom(
             r"in loading state_dict for Peft\w+:\s+size mismatch for (?!base_model\.)", weight=-1
         ),
+        Symptom(r"size mismatch for \S+\.(?:modules_to_save|lora_(?:embedding_)?[AB])\.\S+"),
         Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-1),
     )
     told_as = (

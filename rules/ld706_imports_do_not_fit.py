@@ -95,7 +95,8 @@ class ImportsDoNotFit(Rule):
         Symptom(r"No module named 'triton\.ops'"),
         Symptom(
             r"Failed to import (?:trl|peft|transformers|diffusers)\.\S+ because of the following "
-            r"error \(look up to see its traceback\): No module named '[\w.]+'",
+            r"error \(look up to see its traceback\): (?:No module named|cannot import name '\w+' "
+            r"from) '[\w.]+'",
             alone=True,
         ),
     )

@@ -96,7 +96,10 @@ class ColumnDropped(Rule):
             r"lator)\b)(?=.*\b(?:need\w*|missing|KeyError|lost|gone)\b).+"
         ),
     )
-    told_as = ("My own column is removed before it reaches the collator or the loss.",)
+    told_as = (
+        "My own column is removed before it reaches the collator or the loss.",
+        "remove_unused_columns deletes columns of the dataset that a loss function needs.",
+    )
     examples = (
         Example(
             "broken",

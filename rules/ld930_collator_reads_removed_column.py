@@ -66,6 +66,7 @@ class CollatorReadsRemovedColumn(Rule):
             weight=-1,
         ),
     )
+    told_as = ("A custom collator is not passed the keys of the dataset that it expects.",)
     examples = (
         Example(
             "broken",
