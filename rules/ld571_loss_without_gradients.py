@@ -52,6 +52,10 @@ class LossWithoutGradients(Rule):
     name = "loss-without-gradients"
     summary = "The loss that is trained on was computed without gradients, or detached."
     depth = "static"
+    symptoms = (
+        # Without the script it is mostly another failure.
+        Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=-3),
+    )
     descriptions = (
         Symptom(r"\bno_grad\b.{0,80}\b(?:backward|grad_fn|require\w* grad)"),
         Symptom(r"\b(?:backward|grad_fn|require\w* grad)\b.{0,80}\bno_grad\b"),
