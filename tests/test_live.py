@@ -183,6 +183,8 @@ def test_a_gradient_that_is_not_finite_is_found_behind_a_finite_loss(step: int) 
     with pytest.raises(TrainingStopped, match=r"gradient.*v_proj.lora_B") as told:
         train(model, before=break_it, contract=False)
     assert f"in step {step}" in str(told.value)
+    found = [one.rule for one in told.value.findings]
+    assert found == ["LD001"], "no setting is at fault: no other run has failed with it"
 
 
 def test_autocast_of_the_loop_is_that_of_the_second_look() -> None:

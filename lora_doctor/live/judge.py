@@ -112,6 +112,9 @@ def judged(
     if training.scheduler is not None and training.planned:
         given |= {"scheduler": training.scheduler, "planned_steps": training.planned}
     found, selection = registry.find_rules(), _selection(chosen)
+    if seen is not None:
+        # What failed in the training itself is not what a contract without a setting does not do.
+        found = [rule for rule in found if not rule.is_comparison]
     with without_autocast(training.model), open_case(training.model, recipe, given) as case:
         _keep(case, training, seen, why_not)
         return diagnose(case, found, selection, execute_fixes=False)
