@@ -21,8 +21,10 @@ from lora_doctor.dry_run.acts.failures import refused_by_argparse
 from lora_doctor.dry_run.acts.packages import changes_packages
 from lora_doctor.dry_run.acts.sampled_rows import tell
 from lora_doctor.dry_run.captured import Captured
+from lora_doctor.dry_run.launch import Ended
 from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
+from lora_doctor.dry_run.open_question import why_open
 from lora_doctor.dry_run.sampled import judged_batches
 from lora_doctor.recipe.edit import Rewrite
 from lora_doctor.recipe.recipe import Recipe
@@ -441,3 +443,25 @@ def test_an_unknown_rule_is_told_before_the_command_runs(tmp_path: Path) -> None
     with pytest.raises(InputError, match="XX9"):
         run([sys.executable, str(script)], DryRunOptions(check={"select": ["XX9"]}))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "said"),
+    [
+        (-11, False, "after 3 steps (ended by SIGSEGV; its last line: saving now)"),
+        (3, False, "after 3 steps (exit code 3; its last line: saving now)"),
+        (0, False, None),
+        (1, True, None),  # by us, from the middle of somebody's code
+    ],
+)
+def test_a_command_that_dies_behind_its_steps_is_not_healthy(
+    code: int, ended: bool, said: str | None
+) -> None:
+    """No exception is seen of a signal, nor of ``os._exit``."""
+    records: list[dict[str, Any]] = [
+        {"kind": "trained", "pid": 1, "steps": 3}, {"kind": "adapted", "pid": 1},
+    ]  # fmt: skip
+    if ended:
+        records.append({"kind": "ended", "pid": 1, "why": "what follows"})
+    why = why_open(Ended(code, 1.0, "saving now\n"), Captured(tuple(records)), frozenset("p"), None)
+    assert why is None if said is None else why is not None and said in why

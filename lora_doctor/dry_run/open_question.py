@@ -3,6 +3,8 @@ command says something about this machine and nothing about the command."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,15 +103,30 @@ def why_open(
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    return _why_not_alike(captured)
+    return _why_ended(ended, captured) or _why_not_alike(captured)
+
+
+def _why_ended(ended: launch.Ended, captured: Captured) -> str | None:
+    """A command that died behind its steps, of a signal or by ``os._exit``: no exception tells."""
+    if not ended.code or captured.all("ended"):
+        return None
+    return f"the command did not come to its end after {captured.steps} steps ({_end(ended)})"
 
 
 def _why_no_step(ended: launch.Ended, captured: Captured) -> str | None:
     """``None`` where it is known that the real run takes none either (LD568)."""
     if signal_of(captured.records, short_path).without_step is not None:
         return None
-    code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
-    return f"the command took no optimizer step{code}"
+    return "the command took no optimizer step" + (f" ({_end(ended)})" if ended.code else "")
+
+
+def _end(ended: launch.Ended) -> str:
+    """How a command ended that no exception has ended: a signal, or an exit code of its own."""
+    how = f"exit code {ended.code}"
+    if ended.code < 0:
+        with contextlib.suppress(ValueError):
+            how = f"ended by {signal.Signals(-ended.code).name}"
+    return f"{how}; its last line: {_last_line(ended.output)}"
 
 
 def _why_not_alike(captured: Captured) -> str | None:
