@@ -8,21 +8,27 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.recipe.program.absent_methods import absent_methods
+from lora_doctor.recipe.program.absent_names import absent_names
 from lora_doctor.recipe.program.asked_of_tokenizer import asked_of_tokenizer
 from lora_doctor.recipe.program.misplaced import misplaced_arguments
+from lora_doctor.recipe.program.names import unknown_arguments
 from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.without_effect import (
+    contexts_not_entered,
+    unused_adapter_configs,
+)
 from lora_doctor.static.folder.lacking_tokenizer import lacks_mask_token
 from lora_doctor.static.installed.constructor_use import attributes_of, constructor_uses
 from lora_doctor.static.model_files import StaticEvidence
 
 _SCRIPT = """
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import *
 from transformers import (
     AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding,
     EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback,
-    TrainingArguments,
+    TrainingArguments, get_linear_schedule_with_warmup,
 )
 
 class Own(TrainerCallback): ...
@@ -68,6 +74,15 @@ collator = DataCollatorWithPadding(tokenizer)
         ("get_peft_model(config, model)", "kind"),
         ("get_peft_model(model, args)", "kind"),
         ("get_peft_model(model, config)", ""),
+        ("get_peft_model(model)", "missing"),
+        ("get_linear_schedule_with_warmup(adam, 10)", "missing"),
+        ("get_linear_schedule_with_warmup(adam, 10, num_training_steps=100)", ""),
+        ("AutoPeftModelForCausalLM.from_pretrained(path='x')", "missing"),
+        ("Trainer(model, (args,))", "kind"),
+        ("Trainer(model, args, train_dataset=model.add_adapter(config))", "kind"),
+        ("Trainer(model.load_state_dict({}), args)", "kind"),
+        ("model.generate(['a', 'b'])", "kind"),
+        ("model.generate(**tokenizer('a'))\nmodel.generate(tokenizer('a').input_ids)", ""),
         ("if model.x:\n    Trainer(model, tokenizer, args)", ""),
     ],
 )
@@ -89,9 +104,9 @@ def test_a_trainer_reads_nothing_that_its_own_arguments_lack(name: str) -> None:
 _METHODS = """
 import torch
 from datasets import load_dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import (
-    AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+    AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainingArguments
 )
 
 class Trains(Trainer):
@@ -103,6 +118,7 @@ few = AutoModelForCausalLM.from_pretrained(
     "some/model", quantization_config=BitsAndBytesConfig(load_in_8bit=True)
 )
 config = LoraConfig(target_modules=["q_proj"])
+tokenizer = AutoTokenizer.from_pretrained("some/model")
 trainer, mine = Trainer(model, TrainingArguments("out")), Trains(model, TrainingArguments("out"))
 {code}
 """
@@ -137,6 +153,29 @@ trainer, mine = Trainer(model, TrainingArguments("out")), Trains(model, Training
         ("trainer.train().save_model('x')", "absent"),
         ("trained = mine.train()\ntrained.save_model('x')", ""),
         ("trained = trainer.train()\ntrained._asdict()\ntrained.metrics.update(a=1)", ""),
+        ("model = model.add_adapter(config)\nmodel.train()", "nothing"),
+        ("model = model.enable_input_require_grads()\nprint(model.config)", "nothing"),
+        ("done = model.add_adapter(config)\nprint(done)\nmodel.train()", ""),
+        ("model = model.load_state_dict({})\nmodel.train()", "absent"),
+        ("loaded = model.load_state_dict({})\nprint(loaded.missing_keys)", ""),
+        (
+            "model = set_peft_model_state_dict(get_peft_model(model, config), {})\nmodel.eval()",
+            "absent",
+        ),
+        ("model = get_peft_model(model, config)\nmodel.load_adapter('x', 'y').eval()", "absent"),
+        ("get_peft_model(model, config).save_pretrained_merged('x')", "nowhere"),
+        ("model.save_pretrained_merged = print\nmodel.save_pretrained_merged('x')", ""),
+        ("tokenizer.resize_token_embeddings(9)", "nowhere"),
+        ("tokenizer.add_tokens(['a'])\ntokenizer.save_pretrained('x')\ntokenizer.encode('x')", ""),
+        ("number = tokenizer.add_tokens(['a'])\nnumber.save_pretrained('x')", "absent"),
+        ("print(get_peft_model(model, config).peft_config())", "property"),
+        ("print(get_peft_model(model, config).peft_config['default'])", ""),
+        ("print(trainer.no_such_name)", "attribute"),
+        ("print(trainer.args, trainer.model, trainer.state, trainer.accelerator)", ""),
+        ("print(model.lm_head, tokenizer.pad_token, tokenizer.vocab_size, model.config)", ""),
+        ("model, other = AutoModelForCausalLM.from_pretrained('x')", "unpacked"),
+        ("model, info = AutoModelForCausalLM.from_pretrained('x', output_loading_info=True)", ""),
+        ("optimizer = torch.optim.AdamW(model.parameters())\noptimizer.backward()", "absent"),
     ],
 )
 def test_methods_that_the_installed_class_lacks_are_told(
@@ -225,3 +264,102 @@ def test_a_mask_token_that_a_class_has_by_default(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     static = StaticEvidence(str(tmp_path), tmp_path, {"model_type": model_type})
     assert lacks_mask_token(static) is lacks
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("get_peft_model(model, r=16)", ["r"]),
+        (
+            "get_linear_schedule_with_warmup(adam, warmup_steps=1, t_total=9)",
+            ["warmup_steps", "t_total"],
+        ),
+        (
+            "get_constant_schedule_with_warmup(adam, 1, num_training_steps=9)",
+            ["num_training_steps"],
+        ),
+        ("AutoModelForCausalLM.from_pretrained('x', peft_config=config)", ["peft_config"]),
+        ("AutoModelForCausalLM.from_pretrained('x', num_labels=2, use_cache=False)", []),
+        ("AutoModelForCausalLM.from_pretrained('x', trust_remote_code=True, own=1)", []),
+        ("torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)", []),
+        ("torch.optim.AdamW(model.parameters(), learning_rate=1e-4)", ["learning_rate"]),
+        ("torch.nn.Linear(2, 2, biased=True)", []),
+    ],
+)
+def test_functions_and_loading_are_asked_for_their_arguments(
+    tmp_path: Path, code: str, names: list[str]
+) -> None:
+    """As constructors are; what a config may have, and code of one's own, is left alone."""
+    path = tmp_path / "train.py"
+    more = "from transformers import get_constant_schedule_with_warmup\n"
+    path.write_text(_SCRIPT.format(code=more + code))
+    assert [one.name for one in unknown_arguments(read_setup(path))] == names
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("rows.remove_columns(['id'])", ["id"]),
+        ("rows.map(len, remove_columns=['text', 'id'])", ["id"]),
+        ("rows.rename_column('words', 'text')", ["words"]),
+        ("rows.rename_column('text', 'words').remove_columns('words')", []),
+        ("rows.map(len).remove_columns(['new'])", []),
+        ("rows['train']", ["train"]),
+        ("rows['text']", []),
+        ("rows.map(len)['train']", ["train"]),
+        ("splits['validation']", ["validation"]),
+        ("splits['train']", []),
+        ("splits['test'] = rows\nsplits['test']", []),
+        ("if 'test' in splits:\n    splits['test']", []),
+        ("rows.train_test_split(0.1)['validation']", ["validation"]),
+        ("rows.train_test_split(0.1)['test']", []),
+        ("load_dataset('json', data_files='rows.jsonl', split='test')", ["test"]),
+        ("load_dataset('json', data_files='rows.jsonl', split='train[:2]')", []),
+        ("load_dataset('json', data_files={'a': 'rows.jsonl'}, split='a')", []),
+        ("load_dataset('some/set', split='validation')", []),
+    ],
+)
+def test_names_that_the_data_lacks_are_told(tmp_path: Path, code: str, names: list[str]) -> None:
+    """By the file beside the script; what a step may have added is left alone."""
+    pytest.importorskip("datasets", minversion="2")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    path = tmp_path / "train.py"
+    path.write_text(
+        "from datasets import load_dataset\n"
+        "splits = load_dataset('json', data_files='rows.jsonl')\n"
+        f"rows = load_dataset('json', data_files='rows.jsonl', split='train')\n{code}\n"
+    )
+    assert [one.name for one in absent_names(read_setup(path))] == names
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("model.disable_adapter()", True),
+        ("with model.disable_adapter():\n    pass", False),
+        ("context = model.disable_adapter()", False),
+        ("model.eval()", False),
+    ],
+)
+def test_a_context_has_to_be_entered(tmp_path: Path, code: str, found: bool) -> None:
+    """One that is kept may be entered later."""
+    path = tmp_path / "train.py"
+    path.write_text(_SCRIPT.format(code=f"model = get_peft_model(model, config)\n{code}"))
+    assert bool(list(contexts_not_entered(read_setup(path)))) is found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("Trainer(model, args).train()", True),
+        ("print(config)\nTrainer(model, args).train()", False),
+        ("model = get_peft_model(model, config)\nTrainer(model, args).train()", False),
+        ("model = put_on(model, config)\nTrainer(model, args).train()", False),
+        ("print(model)", False),
+    ],
+)
+def test_an_adapter_that_no_model_gets_is_told(tmp_path: Path, code: str, found: bool) -> None:
+    """Where its config is read anywhere, somebody may put it on."""
+    path = tmp_path / "train.py"
+    path.write_text(_SCRIPT.format(code=code))
+    assert bool(list(unused_adapter_configs(read_setup(path)))) is found

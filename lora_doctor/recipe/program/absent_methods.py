@@ -30,7 +30,8 @@ from lora_doctor.static.installed.class_members import Member, returned_by
 from lora_doctor.static.installed.constructor_use import attributes_of
 from lora_doctor.static.installed.model_methods import (
     is_defined_by_an_heir,
-    is_nowhere,
+    is_in_no_model,
+    is_in_no_tokenizer,
     is_of_peft_alone,
     refuses_quantized,
 )
@@ -216,8 +217,9 @@ def _lacks(program: Program, owner: ValueType, name: str) -> bool:
         return has is not None and name not in has
     if any(re.search(rf"\b{re.escape(name)}\b(?!\()", unit.python) for unit in program.units):
         return False  # the program may set it itself
-    kind = "tokenization" if owner.of == TOKENIZER else "modeling"
-    return owner.of in (MODEL, PEFT_MODEL, TOKENIZER) and is_nowhere(name, kind)
+    if owner.of == TOKENIZER:
+        return is_in_no_tokenizer(name)
+    return owner.of in (MODEL, PEFT_MODEL) and is_in_no_model(name)
 
 
 def _is_as_installed(owner: ValueType, pinned: frozenset[str]) -> bool:

@@ -40,19 +40,28 @@ def is_of_peft_alone(method: str) -> bool:
 
 
 @functools.cache
-def is_nowhere(name: str, kind: str) -> bool:
-    """Whether nothing in the installed sources of models (``modeling``) or tokenizers
-    (``tokenization``) has a name, and no answer for any name can be for it. Thousands of files are
-    read: ask only where it is called, and no base class has it."""
+def is_in_no_model(name: str) -> bool:
+    """Whether a name occurs nowhere in the installed sources of models and of PEFT. Thousands of
+    files are read: ask only where it is called, and no base class has it."""
     module = package_folder("torch")
-    if kind == "modeling" and module is None:
-        return False
-    own = list(_texts("transformers", (f"models/*/{kind}_*.py", "*.py", "integrations/*.py")))
-    if kind == "modeling" and module is not None:
-        own += [*_texts("peft", ("*.py", "tuners/**/*.py")), *_texts("transformers", _OF_MODELS)]
-        own.append(installed_text(module / "nn/modules/module.py"))
     word = re.compile(rf"\b{re.escape(name)}\b")
-    return bool(own) and not any(word.search(text) for text in own)
+    read = 0
+    for text in (*_texts("peft", ("*.py", "tuners/**/*.py")), *_texts("transformers", _OF_MODELS)):
+        read += 1
+        if word.search(text):
+            return False
+    base = installed_text(module / "nn/modules/module.py") if module is not None else ""
+    return bool(read and base) and word.search(base) is None
+
+
+@functools.cache
+def is_in_no_tokenizer(name: str) -> bool:
+    """Whether no class of a tokenizer defines, sets or lists a name; their documentation may call
+    methods of models."""
+    own = re.escape(name)
+    set_there = re.compile(rf"""\bdef {own}\b|\.{own}\s*=|["']{own}["']|^\s+{own}\s*[:=]""", re.M)
+    texts = list(_texts("transformers", ("tokenization*.py", "models/*/tokenization*.py")))
+    return bool(texts) and not any(set_there.search(text) for text in texts)
 
 
 @functools.cache
