@@ -77,7 +77,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     little; ``unfit_hooks`` (``UnfitHook``): functions and callbacks that it calls otherwise;
     ``absent_methods`` (``AbsentMethod``): methods that the object does not have or that refuse it;
     ``contexts_not_entered`` and ``unused_adapter_configs`` (``WithoutEffect``): calls that do
-    nothing; ``absent_names`` (``AbsentName``): columns and splits that a data set does not have;
+    nothing, and ``states_that_fit_nothing`` (``LostState``): weights whose names a model does not
+    have; ``absent_names`` (``AbsentName``): columns and splits that a data set does not have;
     ``asked_of_tokenizer`` (``AskedOfTokenizer``): a mask token or a template that it has to have;
     ``selected_beyond`` (``SelectedRows``): selections of more rows than a file has;
     ``misplaced_arguments`` (``MisplacedArgument``): those given twice, or of another kind;
@@ -294,8 +295,10 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.untrusted_code import UntrustedCode, untrusted_code
     from lora_doctor.recipe.program.without_effect import (
+        LostState,
         WithoutEffect,
         contexts_not_entered,
+        states_that_fit_nothing,
         unused_adapter_configs,
     )
     from lora_doctor.recipe.program.wrapping import (
@@ -397,7 +400,8 @@ _LAZY = {
         "recipe.program.absent_methods": ("AbsentMethod", "absent_methods"),
         "recipe.program.absent_names": ("AbsentName", "absent_names"),
         "recipe.program.without_effect": (
-            "WithoutEffect", "contexts_not_entered", "unused_adapter_configs",
+            "LostState", "WithoutEffect", "contexts_not_entered", "states_that_fit_nothing",
+            "unused_adapter_configs",
         ),
         "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
         "recipe.program.selected_rows": ("SelectedRows", "selected_beyond"),
@@ -542,6 +546,7 @@ __all__ = [
     "Location",
     "LongRow",
     "LooseMatch",
+    "LostState",
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
@@ -709,6 +714,7 @@ __all__ = [
     "side_towers",
     "splits_as_rows",
     "spread_twice",
+    "states_that_fit_nothing",
     "storage_dtype",
     "streamed_without_steps",
     "suffix",

@@ -44,17 +44,19 @@ class ArgumentNotTaken(Rule):
     mistyped.
 
     ## Versions
-    The signature is read from the source of the installed release. If the script, or a
-    requirements, project or lock file, conda environment or Dockerfile next to it, asks for another
-    release, a table counts instead, which was made of the sources of the releases: an argument is
-    reported if other releases accept it and the pinned one does not.
+    The signature of the class, function or method is read from the source of the installed release.
+    What `from_pretrained` of a model does not take itself has to be a name of its config.
+    If the script, or a requirements, project or lock file, conda environment or Dockerfile next to
+    it, asks for another release, a table counts instead, which was made of the sources of the
+    releases: an argument is reported if other releases accept it and the pinned one does not.
 
     ## Fix
     The argument's name in the installed signature, if one is nearly the same or the only one of
     that type; or the call that accepts it now, such as the trainer's arguments.
 
     ## Links
-    https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md
+    https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md,
+    https://github.com/unslothai/unsloth/issues/27, https://github.com/huggingface/trl/issues/282
     """
 
     code = "LD523"
@@ -63,6 +65,9 @@ class ArgumentNotTaken(Rule):
     depth = "static"
     symptoms = (
         Symptom(rf"{_INIT} got an unexpected keyword argument", alone=True, weight=-1),
+        Symptom(
+            r"(?:get_peft_model|get_\w+_schedule(?:_with_warmup)?)\(\) got an unexpected keyword"
+        ),
         Symptom(
             r"__init__\(\) got an unexpected keyword argument",
             "handed on by from_pretrained",
@@ -83,6 +88,12 @@ class ArgumentNotTaken(Rule):
             "tests/scripts/argument_mistyped.py",
             depth="static",
             why="lora_alpa, which no release has",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/schedule_of_an_earlier_release.py",
+            depth="static",
+            why="t_total is called num_training_steps",
         ),
         Example("healthy", "tests/scripts/prepared_first.py", depth="static"),
     )

@@ -22,20 +22,23 @@ _PROOF = Proof("read", "the constructor in the installed source, and the call")
 
 
 class ArgumentOfAnotherKind(Rule):
-    """A call of transformers, TRL or PEFT has an argument in the place of another one, or one of
-    another kind than the installed class needs there.
+    """A call of transformers, TRL or PEFT lacks an argument, has one in the place of another, or
+    one of another kind than the installed class or function needs there.
 
     ## What happens
     `TypeError: got multiple values for argument 'data_collator'`, `cannot unpack non-iterable AdamW
     object`, `can only concatenate list`, `AttributeError: 'TrainingArguments' object has no
-    attribute 'beta'`, or `'T5ForConditionalGeneration' object has no attribute 'pad'` at the first
-    batch.
+    attribute 'beta'`, `get_peft_model() missing 1 required positional argument`, or
+    `'T5ForConditionalGeneration' object has no attribute 'pad'` at the first batch.
 
     ## Why
     Arguments by position are easily out of order: a trainer takes the collator before the training
     set, and a collator the tokenizer before the model. `optimizers` is a pair of optimizer and
     schedule, `callbacks` is a list. Trainers for other methods read arguments of their own:
     `DPOTrainer` needs a `DPOConfig`, `Seq2SeqTrainer` a `Seq2SeqTrainingArguments`.
+
+    A comma behind `TrainingArguments(…)` makes a tuple of them. `generate` takes token ids and no
+    text.
 
     lora-doctor reads the constructor of the installed class: the order and the annotations of its
     parameters, and what it does with each of them whatever the others are.
@@ -47,7 +50,9 @@ class ArgumentOfAnotherKind(Rule):
     By hand: pass it by name, as what the class needs.
 
     ## Links
-    https://github.com/huggingface/transformers/blob/main/src/transformers/trainer.py
+    https://github.com/huggingface/transformers/blob/main/src/transformers/trainer.py,
+    https://github.com/unslothai/unsloth/issues/957, https://github.com/QwenLM/Qwen-VL/issues/330,
+    https://github.com/huggingface/peft/issues/435
     """
 
     code = "LD554"
@@ -56,6 +61,11 @@ class ArgumentOfAnotherKind(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"Trainer\.__init__\(\) got multiple values for argument '\w+'"),
+        Symptom(
+            r"(?:get_peft_model|AutoPeftModel\w*\.from_pretrained|get_\w+_schedule_with_warmup)"
+            r"\(\) missing \d required positional argument"
+        ),
+        Symptom(r"'tuple' object has no attribute '(?:remove_unused_columns|full_determinism)'"),
         Symptom(r"cannot unpack non-iterable \w*(?:Adam|SGD|Adafactor|Lion)\w* object"),
         Symptom(r"can only concatenate list \(not \"(?:\w+Callback|tuple)\"\) to list"),
         Symptom(
@@ -76,6 +86,12 @@ class ArgumentOfAnotherKind(Rule):
             "tests/scripts/collator_of_model.py",
             depth="static",
             why="the collator gets the model as its tokenizer",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/config_not_given.py",
+            depth="static",
+            why="get_peft_model needs the config",
         ),
         Example("healthy", "tests/scripts/arguments_in_place.py", depth="static"),
     )

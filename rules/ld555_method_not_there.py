@@ -1,4 +1,4 @@
-"""LD555: a method is called that the object's installed class does not have, or refuses."""
+"""LD555: what is asked of an object is not there: its installed class has none, or refuses."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ _PROOF = Proof("read", "the installed source of the class, and the script")
 
 
 class MethodNotThere(Rule):
-    """A script calls a method that the installed class of the object does not have, or that refuses
-    the object.
+    """A script calls or reads what the installed class of the object does not have, or calls a
+    method that refuses the object.
 
     ## What happens
     `AttributeError: 'LlamaForCausalLM' object has no attribute 'print_trainable_parameters'`,
     `'SFTTrainer' object has no attribute 'save_pretrained'`, `'IterableDataset' object has no
-    attribute 'train_test_split'`, often at the end of the training. On a model in 4 or 8 bits
+    attribute 'train_test_split'`, often at the end of the training; or `'NoneType' object has no
+    attribute` and `'_IncompatibleKeys' object has no attribute`, where a model was bound to what a
+    method returned; or `'dict' object is not callable`. On a model in 4 or 8 bits
     `.half()`, `.float()` and `.to(torch.float16)` raise ValueError.
 
     ## Why
     `model.add_adapter(config)` puts adapters into a model of transformers, which stays one: the
-    methods of `PeftModel` are those of what `get_peft_model` returns. A trainer saves by
+    methods of `PeftModel` are those of what `get_peft_model` returns. It returns nothing, and so
+    do `set_format` of a data set and `enable_input_require_grads`; `load_state_dict`,
+    `load_adapter` and `set_peft_model_state_dict` return names. `peft_config` is a dictionary,
+    `active_adapters` of a model of transformers a method. A trainer saves by
     `save_model`. A streamed set can only be read in its order. Weights that bitsandbytes has
     quantized have no other dtype to be cast to.
 
-    lora-doctor reads the installed classes. A model whose code comes from its own repository is
-    left alone, as is a class of the script's own.
+    lora-doctor reads the installed classes, and what their methods return. A model whose code
+    comes from its own repository is left alone, as is a class of the script's own.
 
     ## Versions
     What the installed release has; nothing is reported where the set-up pins another one.
@@ -48,7 +53,9 @@ class MethodNotThere(Rule):
 
     ## Links
     https://huggingface.co/docs/transformers/peft,
-    https://github.com/huggingface/transformers/issues/23336
+    https://github.com/huggingface/transformers/issues/23336,
+    https://github.com/h2oai/h2ogpt/pull/132, https://github.com/huggingface/peft/issues/1323,
+    https://github.com/huggingface/peft/issues/2249
     """
 
     code = "LD555"
@@ -61,6 +68,11 @@ class MethodNotThere(Rule):
             r"'(?:print_trainable_parameters|merge_and_unload|get_nb_trainable_parameters)'"
         ),
         Symptom(r"'\w+Trainer' object has no attribute '(?:save_pretrained|save|fit)'"),
+        Symptom(r"'_IncompatibleKeys' object has no attribute '\w+'"),
+        Symptom(r"'TrainOutput' object has no attribute '\w+'"),
+        Symptom(
+            r"'NoneType' object has no attribute '(?:print_trainable_parameters|named_parameters)'"
+        ),
         Symptom(r"'IterableDataset' object has no attribute '(?:train_test_split|select)'"),
         Symptom(r"You cannot cast a bitsandbytes model in a new `dtype`"),
         Symptom(r"`\.(?:half|float)\(\)` is not supported for quantized model"),
@@ -77,6 +89,12 @@ class MethodNotThere(Rule):
             "tests/scripts/quantized_halved.py",
             depth="static",
             why="a model in 4 bits is cast to float16",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/adapter_added_and_bound.py",
+            depth="static",
+            why="add_adapter returns nothing, and the model is bound to that",
         ),
         Example("healthy", "tests/scripts/methods_that_are_there.py", depth="static"),
     )

@@ -28,7 +28,7 @@ class AdapterLoadedOntoAdapters(Rule):
     `PeftModel.from_pretrained(base, folder, is_trainable=True)`.
 
     ## Links
-    https://github.com/huggingface/peft/issues/2115
+    https://github.com/huggingface/peft/issues/2115, https://github.com/huggingface/peft/issues/868
     """
 
     code = "LD562"

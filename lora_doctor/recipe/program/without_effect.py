@@ -6,22 +6,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.program.objects import (
     is_adding,
     is_loader,
     is_saved_adapter,
     is_trainer,
     is_wrap,
+    text_of,
     top,
     uses_unsloth,
 )
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
-from lora_doctor.recipe.program.value_types import type_of
+from lora_doctor.recipe.program.value_types import PEFT_MODEL, type_of
+from lora_doctor.static.pickled_weights import read_pickled
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Program
-from lora_doctor.static.program.values import Call, Items, Mapping, Thing, Value
+from lora_doctor.static.program.values import Call, Items, Known, Mapping, Thing, Value
+from lora_doctor.static.weights import read_header
 
 _BOUND = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)\s*")
 
@@ -89,3 +94,54 @@ def _holds(value: Value, made: Call) -> bool:
     if isinstance(value, Items):
         return any(_holds(one, made) for one in value.items)
     return isinstance(value, Mapping) and any(_holds(one, made) for one in value.entries.values())
+
+
+@dataclass(frozen=True)
+class LostState:
+    """A file of weights of which no name fits the model. ``first``: one of its names."""
+
+    file: str
+    first: str
+    place: Place
+
+
+#: How PEFT saves the weights of an adapter: without the name that they have in the model.
+_SAVED_LORA = re.compile(r"\.lora_\w+?(?:\.weight)?$")
+_READERS = ("torch.load", "safetensors.torch.load_file")
+
+
+def states_that_fit_nothing(setup: Setup) -> Iterator[LostState]:
+    """``load_state_dict(…, strict=False)`` of a PEFT model, with a file beside the program that has
+    the names of the base model, or those under which PEFT saves."""
+    for call in setup.program.calls:
+        strict = call.value("strict", 1)
+        if call.method != "load_state_dict" or not call.certain or call.guarded:
+            continue
+        owner = type_of(call.receiver)
+        loose = isinstance(strict, Known) and strict.value is False
+        if owner is None or owner.of != PEFT_MODEL or not loose or not owner.made.certain:
+            continue
+        state = call.value("state_dict", 0)
+        made = state.call if isinstance(state, Thing) and not state.attributes else None
+        name = text_of(made.value("f", 0) or made.value("filename")) if made else None
+        if made is None or made.name not in _READERS or name is None:
+            continue
+        names = _names_in(setup.program.path.parent / name)
+        if names and not any(map(_may_fit, names)):
+            yield LostState(name, names[0], call.place)
+
+
+def _may_fit(name: str) -> bool:
+    return name.startswith("base_model.") and _SAVED_LORA.search(name) is None
+
+
+def _names_in(path: Path) -> list[str]:
+    """The names of the tensors in a file; empty where it is not here, or not plainly read."""
+    if not path.is_file():
+        return []
+    try:
+        if path.suffix == ".safetensors":
+            return list(read_header(path)[0])
+        return list(read_pickled(path).tensors)
+    except EvidenceError:
+        return []
