@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    misplaced_arguments,
     own_rows,
     selected_beyond,
     splits_as_rows,
@@ -122,7 +123,11 @@ class OwnRowsFail(Rule):
 
 
 def _is_told_already(case: Case, found: FirstBatch) -> bool:
-    """Whether a rule about the cause tells it: LD536, LD550, LD557."""
+    """Whether a rule about the cause tells it: LD536, LD550, LD554, LD557."""
     if found.stage == "rows":
         return any(selected_beyond(case.program)) or any(splits_as_rows(case.program))
-    return found.stage == "trainer" and bool(case.refused_trainer.message)
+    if found.stage != "trainer":
+        return False
+    if any(misplaced_arguments(case.program)):
+        return True
+    return case.has("refused_trainer") and bool(case.refused_trainer.message)
