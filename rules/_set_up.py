@@ -33,10 +33,15 @@ _MAY = {
 }
 
 
+_FILES = (".yaml", ".yml", ".json")
+
+
 def remarks(case: Case, kind: str) -> Iterator[Remark]:
     """What the framework does with entries that do not go together."""
     set_up = case.set_up
-    return (one for one in remarks_of(set_up.format, set_up.entries) if one.kind == kind)
+    in_file = [name for name, place in set_up.places.items() if place.file.endswith(_FILES)]
+    found = remarks_of(set_up.format, set_up.entries, in_file)
+    return (one for one in found if one.kind == kind)
 
 
 def located(set_up: SetUp, name: str) -> Location:

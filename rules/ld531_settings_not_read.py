@@ -22,7 +22,8 @@ class SettingsNotRead(Rule):
 
     ## Why
     Frameworks have a switch for LoRA or quantization in addition to its settings, and do not warn
-    about settings whose switch is off.
+    about settings whose switch is off. LLaMA-Factory takes "false" in quotes for a text, which
+    counts as true.
 
     ## Versions
     Read in LLaMA-Factory 0.9.5, axolotl 0.19, TRL 1.16 and ms-swift 4.6.

@@ -24,6 +24,7 @@ class SettingsRefused(Rule):
     Two settings exclude each other, or one needs another that is missing; or a value is none that
     the argument can have: of its annotation, of the choices for its parser, of the enumeration that
     its class makes of it, or of those that the installed trainers go through before they raise.
+    LLaMA-Factory takes a number in quotes for a text; the others make a number of it.
 
     ## Versions
     The checks of LLaMA-Factory and axolotl are read off the source of the installed release, else

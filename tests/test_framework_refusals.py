@@ -115,6 +115,38 @@ def test_a_class_lists_values_for_its_parser_and_by_what_it_makes_of_them() -> N
     }  # fmt: skip
 
 
+_QUOTED = """\
+model_name_or_path: arch:llama
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target: q_proj
+template: alpaca
+dataset: "2024"
+learning_rate: 1e-4
+lora_dropout: 5.0e-2
+lora_rank: QUOTED
+use_rslora: "false"
+"""
+
+
+def test_numbers_in_quotes_are_no_numbers_to_a_framework_that_takes_them_as_they_are(
+    tmp_path: Path,
+) -> None:
+    """LLaMA-Factory hands a file to ``parse_dict``: ``lora_rank: "8"`` is a text there, and so is
+    "false". A text where one belongs is none, and nor is what a command line says."""
+    said = found(tmp_path, _QUOTED.replace("QUOTED", "'8'"))
+    assert said["LD533"].location.line == 10 and "lora_rank" in said["LD533"].message
+    assert said["LD533"].fixes[0].edits[0].value == 8
+    assert said["LD531"].location.line == 11 and said["LD531"].fixes[0].safety == "unsafe"
+    assert "LD533" not in found(tmp_path, _QUOTED.replace("QUOTED", "8"))
+    options = [f"--{line.replace(': ', ' ')}" for line in _QUOTED.splitlines()]
+    command = f"llamafactory-cli train {' '.join(options)}\n".replace("QUOTED", "'8'")
+    assert not found(tmp_path, command, "run.sh").keys() & {"LD531", "LD533"}
+    trl = "model_name_or_path: arch:llama\nuse_peft: true\nlora_r: '8'\n"
+    assert "LD533" not in found(tmp_path, trl)  # its parser makes a number of it
+
+
 _TRAINER = """
 MORE = ("exo", "aot")
 class Trainer:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from lora_doctor.discovery import find_modules
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.framework import Framework, excluded, framework_recipe
-from lora_doctor.recipe.files.refusals import both_on, none_of_the_choices, not_together
+from lora_doctor.recipe.files.refusals import (
+    both_on,
+    none_of_the_choices,
+    not_together,
+    texts_for_others,
+)
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
@@ -118,9 +123,11 @@ def framework_named(name: str) -> Framework:
     return found
 
 
-def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
+def remarks_of(
+    name: str, entries: Mapping[str, Any], in_file: Collection[str] = ()
+) -> Iterator[Remark]:
     """What the training framework of this format does with entries that do not go together, and
-    those that it refuses."""
+    those that it refuses. ``in_file``: the entries that stand in a file, and not in a command."""
     found = format_named(name)
     framework = framework_named(name)
     told = [*framework.remarks(entries), *both_on(excluded(framework, found.SPELLINGS, entries))]
@@ -129,6 +136,8 @@ def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
     extended = any(entries.get(name) for name in framework.extended_by)
     known = functools.partial(known_to_trainers, framework.sources)
     yield from none_of_the_choices(framework.fields(), entries, extended, known)
+    if framework.keeps_texts:
+        yield from texts_for_others(framework.fields(), entries, in_file)
 
 
 def read_values(

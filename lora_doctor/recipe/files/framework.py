@@ -47,6 +47,9 @@ class Framework:
     unknown: Literal["refused", "dropped"]
     #: Entries that some release has and its classes do not show, or that mean something here.
     also: frozenset[str] = frozenset()
+    #: Whether the values of a file stay what YAML or JSON makes of them; otherwise a text is turned
+    #: into the number that its argument is.
+    keeps_texts: bool = False
     #: Entries of older releases, each with its name now.
     renamed: Mapping[str, str] = field(default_factory=dict)
     #: What it makes of several entries together, defaults included: changes the recipe's values.

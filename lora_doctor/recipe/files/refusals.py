@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from lora_doctor.static.installed.framework_fields import Fields
 Known = Callable[[str], tuple[str, ...]]
 #: What a command line writes for values that are no strings.
 _NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"[+-]?\d+")
 #: How alike a mistyped value and the one that was meant are.
 _NEAR = 0.8
 #: Characters of a message by which it is the same.
@@ -88,6 +90,34 @@ def _in_list(remark: Remark, wrong: str, given: list[Any]) -> Remark | None:
         return None
     ((name, near),) = remark.entries
     return replace(remark, entries=((name, [near if one == wrong else one for one in given]),))
+
+
+def texts_for_others(
+    fields: Fields | None, entries: Mapping[str, Any], in_file: Collection[str]
+) -> Iterator[Remark]:
+    """Numbers and switches in quotes, of a framework that takes the values of a file as they are.
+    ``in_file``: the entries that a file has; a command line's are texts, and converted."""
+    for name, value in entries.items() if fields is not None else ():
+        assert fields is not None
+        kind = fields.kinds.get(name, "")
+        if not fields.installed:  # a table has no annotations
+            kind = type(fields.defaults.get(name)).__name__
+        if name not in in_file or not isinstance(value, str):
+            continue
+        if kind in ("int", "float") and _NUMBER.fullmatch(value):
+            number = int(value) if kind == "int" and _WHOLE.fullmatch(value) else float(value)
+            yield Remark(
+                "refused", (name,),
+                f"takes {value!r} as the text that it is, and raises where it counts with it",
+                f"{fields.origin}: {name} is a number", "Write it without quotes.",
+                ((name, number),), safe=True,
+            )  # fmt: skip
+        elif kind == "bool" and value.lower() == "false":
+            yield Remark(
+                "unread", (name,), f"takes {value!r} as the text that it is, which counts as true",
+                f"{fields.origin}: {name} is a switch", "Write it without quotes.",
+                ((name, False),),
+            )  # fmt: skip
 
 
 def _closed(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:

@@ -4,6 +4,7 @@ annotation, for the parser of the command line, or by the enumeration that it ma
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 
 #: Finds the class that a name stands for in the module of the annotation.
@@ -27,6 +28,16 @@ def choices_of_fields(
             name = part.target.id
             found = choices_of(part.annotation, find_class) or _for_the_parser(part.value)
             yield name, made.get(name, ()) or found
+
+
+def kinds_of_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Each field that holds a number or a switch and nothing else: ``int``, ``float``, ``bool``."""
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            words = set(re.findall(r"\w+", ast.unparse(part.annotation)))
+            kinds = words - {"None", "Optional", "Union"}
+            if kinds in ({"int"}, {"float"}, {"int", "float"}, {"bool"}):
+                yield part.target.id, "float" if "float" in kinds else kinds.pop()
 
 
 def _for_the_parser(value: ast.expr | None) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_doctor.limits import INSTALLED_FILE_BYTES
-from lora_doctor.static.installed.field_choices import choices_of_fields
+from lora_doctor.static.installed.field_choices import choices_of_fields, kinds_of_fields
 from lora_doctor.static.installed.framework_checks import Check, Reader
 from lora_doctor.static.installed.handled_values import handled_values
 from lora_doctor.static.piece import parse_json
@@ -28,6 +28,7 @@ from lora_doctor.static.piece import parse_json
 #: A class nests no deeper in others of its framework.
 _MOST_BASES = 200
 _TABLES = Path(__file__).parent / "framework_tables"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Fields:
     registered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: What it refuses of several arguments together.
     checks: tuple[Check, ...] = ()
+    #: Name to ``int``, ``float`` or ``bool``, of an argument that holds nothing else.
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -100,12 +103,14 @@ def installed_fields(sources: Sources) -> Fields | None:
     defaults: dict[str, Any] = {}
     names: set[str] = set()
     choices: dict[str, tuple[str, ...]] = {}
+    kinds: dict[str, str] = {}
     for place in sources.classes:
         module, _, name = place.partition(":")
         found = _Classes().fields(module, name)
         if found is None and place == sources.classes[0]:
             return None
         allowed = _Classes().choices(module, name) or {}
+        kinds = {**(_Classes().kinds(module, name) or {}), **kinds}
         for key, default in (found or {}).items():
             if key not in names and default is not _COMPUTED:
                 defaults[key] = default
@@ -119,7 +124,7 @@ def installed_fields(sources: Sources) -> Fields | None:
         sources.distribution, version, True, defaults, frozenset(names), plugins,
         {key: values for key, values in choices.items() if values},
         {key: _registered(package, *place) for key, place in sources.registered.items()},
-        _checks(sources.checks, frozenset(names)),
+        _checks(sources.checks, frozenset(names)), kinds,
     )  # fmt: skip
 
 
@@ -167,8 +172,9 @@ def _of_table(distribution: str) -> Fields | None:
              for part in ("choices", "registered")}  # fmt: skip
     checks = tuple(map(Check.from_json, data.get("checks", ())))
     return Fields(
-        distribution, data["version"], False, defaults, names, plugins, **lists, checks=checks
-    )
+        distribution, data["version"], False, defaults, names, plugins, lists["choices"],
+        lists["registered"], checks,
+    )  # fmt: skip
 
 
 def table_text(fields: Fields) -> str:
@@ -252,17 +258,27 @@ class _Classes:
 
     def choices(self, module: str, name: str) -> dict[str, tuple[str, ...]] | None:
         """Field to the values that it can have (empty: any), as :meth:`fields`."""
+        return self._all(module, name, _own_choices)
+
+    def kinds(self, module: str, name: str) -> dict[str, str] | None:
+        """Field to what it holds where that is a number or a switch, as :meth:`fields`."""
+        return self._all(module, name, lambda home, node: kinds_of_fields(node))
+
+    def _all(
+        self, module: str, name: str, own: Callable[[str, ast.ClassDef], Iterable[tuple[str, _T]]]
+    ) -> dict[str, _T] | None:
+        """What a class and its bases say of their fields, its own before those of its bases."""
         found = _class_in(module, name)
         self._left -= 1
         if found is None or self._left < 0:
             return None
         home, node = found
-        allowed = dict(_own_choices(home, node))
+        said = dict(own(home, node))
         for base in node.bases:
             for part, base_name in _named_classes(home, base):
-                for key, values in (self.choices(part, base_name) or {}).items():
-                    allowed.setdefault(key, values)
-        return allowed
+                for key, value in (self._all(part, base_name, own) or {}).items():
+                    said.setdefault(key, value)
+        return said
 
 
 def _own_fields(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:

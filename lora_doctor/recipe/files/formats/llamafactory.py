@@ -354,6 +354,7 @@ FRAMEWORK = Framework(
     model="model_name_or_path",
     revision="model_revision",
     unknown="refused",
+    keeps_texts=True,
     # Of releases and of transformers that other files were written for.
     also=frozenset({"overwrite_output_dir", "hub_model_id"}),
     finish=_finish,
