@@ -277,3 +277,12 @@ def test_a_script_that_stays_as_it_is_is_not_said_to_be_written(
     names = {path.name for path in plan.write(found)}
     assert names >= {"run.sh", "run.sh.bak"} and not names & {"train.py", "train.py.bak"}
     assert (tmp_path / "train.py").read_text() == _ARGPARSE
+
+
+@pytest.mark.parametrize("command", ["python gone.py", "python -u runs/gone.py --lr 1e-4 --a 1"])
+def test_a_script_that_is_not_there_is_told(tmp_path: Path, command: str) -> None:
+    """And its options are no keys of a recipe."""
+    path = tmp_path / "run.sh"
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    with pytest.raises(InputError, match=r"run\.sh:2: starts \S*gone\.py, which is not there"):
+        lora_doctor.check(path, depth="static")

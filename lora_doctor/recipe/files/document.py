@@ -8,6 +8,7 @@ the entry stands.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from lora_doctor.recipe.files.looks_like import looks_like, text_looks_like
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.renaming import renamed, renames
 from lora_doctor.recipe.files.shell_arguments import Argument, TrainingCommand
-from lora_doctor.recipe.files.shell_cut import of_command
-from lora_doctor.recipe.files.shell_syntax import SHELLS
+from lora_doctor.recipe.files.shell_cut import of_command, rejoined
+from lora_doctor.recipe.files.shell_files import absent_script
+from lora_doctor.recipe.files.shell_syntax import SHELLS, commands
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
@@ -275,6 +277,8 @@ def read_document(
 def _shell_document(
     path: Path, file: FileText, data: Mapping[Path, bytes], format: RecipeFormat | None
 ) -> Document:
+    if not shell_edit.find_commands(file.text):
+        _refuse_absent_script(path, file.text)
     command = shell_edit.training_command(file.text, path)
     known = [argument for argument in command.arguments if argument.value is not None]
     entries = {argument.name: argument.value for argument in known}
@@ -291,10 +295,27 @@ def _shell_document(
     merged = {name: value for part in parts for name, value in part.entries.items()}
     by_program = format_named(command.format) if command.format else None
     found = format or by_program or _format_of(merged, path)
+    if framework_of(found) is None:  # options of a script, which would say what they are
+        _refuse_absent_script(path, file.text)
     for argument in command.arguments:
         if argument.value is None and _counts(found, argument.name):
             raise _only_known_to_the_shell(_place(path, file.text, argument.start), argument)
     return Document(path, parts, found)
+
+
+def _refuse_absent_script(path: Path, text: str) -> None:
+    """Raises InputError where the file starts a script that is not there."""
+    folders = [Path(), *list(path.resolve().parents)[:_ABOVE]]
+    for command in commands(rejoined(text), os.environ):
+        if command.words and command.words[0].text in ("cd", "pushd"):
+            return  # to where it may be
+        word = absent_script(command.words, folders)
+        if word is not None:
+            place = _place(path, text, word.start)
+            raise InputError(
+                f"{place}: starts {word.text}, which is not there; run it where that is, or name "
+                "the file"
+            )
 
 
 def _counts(format: RecipeFormat, name: str) -> bool:

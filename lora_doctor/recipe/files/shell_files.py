@@ -51,6 +51,16 @@ def script_in(words: Sequence[Word], folders: Sequence[Path]) -> tuple[int, Path
     return 0, None
 
 
+def absent_script(words: Sequence[Word], folders: Sequence[Path]) -> Word | None:
+    """The word of a command that names the script which Python is to run, where that is in none of
+    the folders."""
+    for number, word in enumerate(words):
+        if (word.text or "").endswith(".py") and not word.variables:
+            runs = number == 0 or any(_starts_python(one.text or "") for one in words[:number])
+            return word if runs and script_in(words, folders)[1] is None else None
+    return None
+
+
 def _starts_python(text: str) -> bool:
     name = PurePosixPath(text).name
     return bool(_PYTHON.fullmatch(name)) or name in LAUNCHERS or name in ("uv", "-m")
