@@ -235,6 +235,26 @@ def test_an_heir_takes_the_arguments_of_its_own(tmp_path: Path) -> None:
     assert finding.rule == "LD523" and "`max_step`" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("constructor", "found"),
+    [
+        ("super().__init__(*args, **kwargs)", True),
+        ("self.name = kwargs.pop('no_such', 1)\n        super().__init__(*args, **kwargs)", False),
+        ("super().__init__(*args)", False),
+        ("self.setup(**kwargs)", False),
+    ],
+)
+def test_a_constructor_that_hands_the_rest_on_takes_what_the_library_takes(
+    tmp_path: Path, constructor: str, found: bool
+) -> None:
+    """Unless it takes something out of that."""
+    text = _HEIRS.replace("super().__init__(*args, **kwargs)", constructor)
+    text = text.replace("train_dataset=[], class", "train_dataset=[], no_such=1, class")
+    (tmp_path / "train.py").write_text(text)
+    findings = lora_doctor.check(str(tmp_path / "train.py"), depth="static").findings
+    assert [one.rule for one in findings if "`no_such`" in one.message] == ["LD523"] * found
+
+
 def test_a_constant_of_a_file_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
     """Its name is no value: ``RANK`` is no rank."""
     text = "from nowhere.settings import RANK, TARGETS\n" + _TRAIN.replace("r=8", "r=RANK")

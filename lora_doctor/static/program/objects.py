@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
+from lora_doctor.limits import step
 from lora_doctor.static.program.values import (
     Argument,
     Call,
@@ -188,16 +189,56 @@ def fields_of(of: Class) -> dict[str, Value]:
 
 def own_arguments(of: Class) -> frozenset[str] | None:
     """The arguments that a class of the user's takes beside those of the library's class that it
-    inherits; ``None`` where it has a constructor of its own."""
-    if "__init__" in of.names or "__new__" in of.names:
+    inherits; ``None`` where it has a constructor that does not hand the others on as they are."""
+    if "__new__" in of.names:
         return None
     found = frozenset(of.fields or ())
+    if "__init__" in of.names:
+        start = of.names["__init__"]
+        taken = _beside_those_handed_on(start.node) if isinstance(start, Function) else None
+        if taken is None:
+            return None
+        found |= taken
     for base in of.bases:
         inherited = own_arguments(base) if isinstance(base, Class) and base is not of else found
         if inherited is None:
             return None
         found |= inherited
     return found
+
+
+def _beside_those_handed_on(node: cst.FunctionDef | cst.Lambda) -> frozenset[str] | None:
+    """The parameters of a constructor whose ``**kwargs`` go to ``super().__init__`` and nowhere
+    else; ``None`` for another."""
+    rest = node.params.star_kwarg
+    if rest is None or isinstance(node, cst.Lambda):
+        return None
+    used, handed = 0, 0
+    todo: list[cst.CSTNode] = [node.body]
+    while todo:
+        one = todo.pop()
+        step()
+        used += isinstance(one, cst.Name) and one.value == rest.name.value
+        if isinstance(one, cst.Call) and _is_super_init(one.func):
+            handed += any(
+                each.star == "**" and _is_name(each.value, rest.name.value) for each in one.args
+            )
+        todo += one.children
+    if (used, handed) != (1, 1):
+        return None
+    params = (*node.params.posonly_params, *node.params.params, *node.params.kwonly_params)
+    return frozenset(each.name.value for each in params)
+
+
+def _is_super_init(node: cst.BaseExpression) -> bool:
+    """``super().__init__``."""
+    if not isinstance(node, cst.Attribute) or node.attr.value != "__init__":
+        return False
+    return isinstance(node.value, cst.Call) and _is_name(node.value.func, "super")
+
+
+def _is_name(node: cst.BaseExpression, name: str) -> bool:
+    return isinstance(node, cst.Name) and node.value == name
 
 
 def library_base(of: Class) -> str:
@@ -222,8 +263,7 @@ def _decorators(function: Function) -> Sequence[cst.Decorator]:
 
 
 def _is_named(decorator: cst.Decorator, name: str) -> bool:
-    found = decorator.decorator
-    return isinstance(found, cst.Name) and found.value == name
+    return _is_name(decorator.decorator, name)
 
 
 def _reference(follower: Context, node: cst.BaseExpression) -> str:
