@@ -513,6 +513,10 @@ def test_ld618_writes_what_an_older_release_reads(gathered: Callable[..., None])
     )
     assert evidence(by_class)["backend"] == "tokenizers"
     (spaced,) = asked({}, unknown_tokenizer_class="NewTokenizer", adds_prefix_space=True)
+    assert spaced.message.startswith("transformers 4.57.6 cannot read")
+    assert evidence(spaced)["add_prefix_space"] is True
+    (long,) = asked({}, special_tokens_in_a_list=[f"<{number}>" for number in range(22)])
+    assert len(evidence(long)["extra_special_tokens"]) == 20
     assert '"add_prefix_space": true' in fixes(spaced)[0] and "backend" not in evidence(spaced)
     (listed,) = asked({}, special_tokens_in_a_list=["<a>"], adds_prefix_space=True)
     assert listed.message.endswith("extra_special_tokens is a list.")

@@ -94,6 +94,11 @@ def test_ld104_tells_when_a_missing_package_is_imported(remote: Callable[..., An
         (tried,) = remote(missing_packages=[package("a"), package("b", "if")], **told)
         assert tried.proof.kind == "executed" and evidence(tried)["loading"] == told["raised"]
         assert "transformers 5.24.0" not in evidence(tried), "one is imported in any case"
+    (earlier,) = remote(missing_packages=[package("a", "always"), package("b", "always")])
+    assert "transformers 5.24.0" not in evidence(earlier)
+    assert "imports a, b, which are not installed" in earlier.message
+    (under_try,) = remote(missing_packages=[package("a", "try")])
+    assert "imports a, which is not installed" in under_try.message
 
 
 def test_ld104_says_of_names_how_sure_it_is(remote: Callable[..., Any]) -> None:

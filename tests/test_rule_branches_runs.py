@@ -218,7 +218,15 @@ def test_ld512_says_who_bypasses_the_head(gathered: Callable[..., None]) -> None
     assert raises.severity == "error" and raises.message.startswith("SFTTrainer raises ValueError")
     assert evidence(raises)["SFTTrainer raises"] == "not supported" and len(raises.fixes) == 1
     assert len(said(refusal=refusal, set_up="TRL")) == 1
-    assert said(refusal=refusal, set_up="axolotl") == [] == said(refusal=refusal)
+    for framework in ("axolotl", "LLaMA-Factory"):
+        assert said(refusal=refusal, set_up=framework) == []
+    assert said(refusal=refusal) == []
+    second = Stub(role="head", adapted=1, leaf="lm_head", pattern="other.lm_head")
+    (two,) = said(liger, (head, second))
+    assert "reads lm_head.weight" in two.message
+    assert evidence(two)["adapters on the output head"] == "lm_head, other.lm_head"
+    (two,) = said(refusal=refusal, set_up="TRL", groups=(head, second))
+    assert "the weight of lm_head and" in two.message
     assert said(refusal=refusal, trainer="transformers.Trainer") == []
     with_liger = Stub(with_liger=True, message="", place=Stub(code="raise ValueError"))
     assert said(refusal=with_liger, trainer="trl.SFTTrainer") == []
