@@ -99,6 +99,9 @@ class MissingPrepareInputsForGeneration(Rule):
             "transformers>=4.50",
         ),
     )
+    told_as = (
+        "My model class has no prepare_inputs_for_generation, which PEFT needs for CAUSAL_LM.",
+    )
     examples = (
         Example(
             "broken",

@@ -114,6 +114,9 @@ class WrapperPassesUnknownArguments(Rule):
         Symptom(r"does not support inputs_embeds\b"),
         Symptom(r"KeyError: 'inputs_embeds'", "transformers 4.57, BLIP"),
     )  # fmt: skip
+    told_as = (
+        "With LoRA, Whisper or a vision model gets input_ids that its forward does not take.",
+    )
     examples = (
         Example(
             "broken",

@@ -132,6 +132,7 @@ class RemoteCodeDoesNotFit(Rule):
             r"'(list|tuple)' object has no attribute 'keys'\s*$", "transformers>=5", alone=True
         ),
     )
+    told_as = ("The model's remote code does not work with the installed transformers.",)
     examples = (
         Example(
             "broken",

@@ -58,6 +58,7 @@ class KeysNotKnownToPeft(Rule):
             weight=1,
         ),
     )
+    told_as = ("The adapter config has keys that my version of PEFT does not know.",)
     examples = (
         Example(
             "broken",

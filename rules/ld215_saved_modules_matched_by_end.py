@@ -59,6 +59,7 @@ class SavedModulesMatchedByEnd(Rule):
     name = "saved-modules-matched-by-end"
     summary = "An entry of modules_to_save also matches modules whose names merely end in it."
     depth = "meta"
+    told_as = ("modules_to_save also trains other modules whose names end in the same word.",)
     examples = (
         Example(
             "broken",

@@ -60,6 +60,7 @@ class PreparationMixesDtypes(Rule):
         ),
         Symptom(r"expected scalar type (?:Half|BFloat16|Float) but found (?:Half|BFloat16|Float)"),
     )
+    told_as = ("After prepare_model_for_kbit_training the forward fails because of mixed dtypes.",)
     examples = (
         Example(
             "broken",

@@ -64,6 +64,7 @@ class QuantizedTwice(Rule):
         Symptom(r"The model is already quantized with .{1,80}can't quantize it again"),
         Symptom(r"already has a `quantization_config` attribute\. The `quantization_config`"),
     )
+    told_as = ("The checkpoint is already quantized, and another quantization config is passed.",)
     examples = (
         Example(
             "broken",

@@ -64,6 +64,7 @@ class FlashAttentionInFloat32(Rule):
             r"(?i)use Flash ?Attention.{0,5} without specifying a (?:torch )?dtype", aside=True
         ),
     )
+    told_as = ("Flash attention fails because the LoRA weights are in float32.",)
     examples = (
         Example("broken", "arch:llama", {**_TARGETS, KEY: "flash_attention_2", "dtype": "float32"}),
         Example(

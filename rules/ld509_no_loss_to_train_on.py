@@ -56,6 +56,7 @@ class NoLossToTrainOn(Rule):
         Symptom(r"[Mm]odel did not return a loss from the inputs"),
         Symptom(r"it only computes hidden states and does not accept any labels"),
     )
+    told_as = ("The model returns no loss, its forward takes no labels.",)
     examples = (
         Example(
             "broken",

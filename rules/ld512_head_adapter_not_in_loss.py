@@ -82,6 +82,7 @@ class HeadAdapterNotInLoss(Rule):
         Symptom(r"incompatible with applying a PEFT adapter to `?lm_head`?"),
         Symptom(r"not supported when `?lm_head`? is wrapped by a PEFT adapter"),
     )
+    told_as = ("With Liger or a fused cross entropy the LoRA on lm_head gets no gradient.",)
     examples = (
         Example(
             "broken",

@@ -37,6 +37,9 @@ class PreparedAfterAdapters(Rule):
         Symptom(r"element 0 of (?:tensors|variables) does not require grad", weight=-1),
         Symptom(r"trainable params:\s*0(?![.,\d])", weight=-1),
     )
+    told_as = (
+        "prepare_model_for_kbit_training is called after get_peft_model and freezes the adapters.",
+    )
     examples = (
         Example(
             "broken",

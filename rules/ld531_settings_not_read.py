@@ -41,6 +41,7 @@ class SettingsNotRead(Rule):
     name = "settings-not-read"
     summary = "Settings of the set-up that its framework does not read."
     depth = "static"
+    told_as = ("A setting of my config is ignored by the framework.",)
     examples = (
         Example("broken", "tests/set_ups/trl_without_use_peft.yaml"),
         Example("healthy", "tests/set_ups/trl.yaml", depth="meta"),

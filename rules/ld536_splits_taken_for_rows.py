@@ -57,6 +57,7 @@ class SplitsTakenForRows(Rule):
         Symptom(r"Column to remove \['(?:train|test|validation)'[^\]]*\] not in the dataset"),
         Symptom(r"`train_dataset` must be a `Dataset` .{0,40}got `DatasetDict`", "TRL"),
     )
+    told_as = ("The trainer gets the DatasetDict with all splits instead of the train split.",)
     examples = (
         Example(
             "broken",

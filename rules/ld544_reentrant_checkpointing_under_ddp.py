@@ -71,6 +71,7 @@ class ReentrantCheckpointingUnderDdp(Rule):
         Symptom(r"Expected to mark a variable ready only once"),
         Symptom(r"has been marked as ready twice"),
     )
+    told_as = ("Gradient checkpointing with DDP fails, a parameter is marked as ready twice.",)
     examples = (
         Example(
             "broken",

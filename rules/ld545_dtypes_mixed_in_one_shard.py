@@ -46,6 +46,7 @@ class DtypesMixedInOneShard(Rule):
         Symptom(r"Cannot flatten integer dtype tensors"),
         Symptom(r"`FlatParameter` requires uniform dtype but got", "PyTorch 2.0"),
     )
+    told_as = ("FSDP fails because the parameters have mixed dtypes.",)
     examples = (
         Example(
             "broken",

@@ -49,6 +49,7 @@ class FrozenWeightsInOneShard(Rule):
         Symptom(_REFUSED[0]),
         Symptom(_REFUSED[1], "PyTorch 2.0 and before"),
     )
+    told_as = ("FSDP with LoRA fails because only a part of the parameters requires gradients.",)
     examples = (
         Example(
             "broken",

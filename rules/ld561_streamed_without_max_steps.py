@@ -38,6 +38,7 @@ class StreamedWithoutMaxSteps(Rule):
         Symptom(r"train_dataset does not implement __len__, max_steps has to be specified"),
         Symptom(r"max_steps must be set to a positive value if dataloader does not have a length"),
     )
+    told_as = ("A streamed dataset has no length, and max_steps is not set.",)
     examples = (
         Example(
             "broken",

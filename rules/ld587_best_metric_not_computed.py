@@ -58,6 +58,7 @@ class BestMetricNotComputed(Rule):
         Symptom(r"\bKeyError: ['\"]eval_(?!dataset)\w+['\"]\s*$"),
         Symptom(r"EarlyStoppingCallback requires (?:metric_for_best_model|load_best_model_at_end)"),
     )
+    told_as = ("The metric for the best model is not among the evaluation metrics.",)
     examples = (
         Example(
             "broken",

@@ -64,6 +64,7 @@ class TokenizerNotReadable(Rule):
         Symptom(r"did not match any variant of untagged enum PostProcessorWrapper"),
         Symptom(r"add_prefix_space does not match declared prepend_scheme", "tokenizers>=0.21"),
     )
+    told_as = ("The installed tokenizers cannot read tokenizer.json.",)
     examples = (
         Example(
             "broken",

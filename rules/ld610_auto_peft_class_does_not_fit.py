@@ -68,6 +68,7 @@ class AutoPeftClassDoesNotFit(Rule):
         Symptom(r"Cannot infer the auto class from the config, please make sure that you are"),
         Symptom(r"Cannot use `AutoPeftModel` with a task type, please use a specific class"),
     )
+    told_as = ("AutoPeftModel loads another model class than the one that was trained.",)
     examples = (
         Example(
             "broken",

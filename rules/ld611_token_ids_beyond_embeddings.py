@@ -66,6 +66,7 @@ class TokenIdsBeyondEmbeddings(Rule):
         Symptom(r"vectorized.gather.kernel.{0,40}index out of bounds"),
         Symptom(r"device-side assert triggered", context=r"in embedding\b|torch\.embedding\("),
     )
+    told_as = ("Token ids are larger than the embeddings, a device-side assert is triggered.",)
     examples = (
         Example(
             "broken",

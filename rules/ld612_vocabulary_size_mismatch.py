@@ -67,6 +67,7 @@ class VocabularySizeMismatch(Rule):
             unless=r"layers\.\{?\d[^|]{0,80}\|\s*MISMATCH",
         ),
     )
+    told_as = ("vocab_size of the config differs from the number of embeddings in the checkpoint.",)
     examples = (
         Example(
             "broken",

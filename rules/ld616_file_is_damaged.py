@@ -63,6 +63,7 @@ class FileIsDamaged(Rule):
             "PyTorch 2.6 and later: the letter v of a pointer, or the < of a page",
         ),
     )
+    told_as = ("The model file has only a few bytes, it is a Git LFS pointer.",)
     examples = (
         Example(
             "broken",

@@ -63,6 +63,7 @@ class TokenizerOfNewerTransformers(Rule):
         Symptom(r"_set_model_specific_special_tokens", "<5"),
         Symptom(r"AddedToken\(\) got multiple values for keyword argument"),
     )
+    told_as = ("A tokenizer saved with transformers 5 does not load in transformers 4.",)
     examples = (
         Example(
             "broken",

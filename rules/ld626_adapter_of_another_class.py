@@ -34,6 +34,9 @@ class AdapterOfAnotherClass(Rule):
     summary = "A saved adapter was trained with another model class than the one that is loaded."
     depth = "meta"
     about_saved_adapter = True
+    told_as = (
+        "The adapter was trained with a classification model and is loaded into a causal LM.",
+    )
     examples = (
         Example(
             "broken",

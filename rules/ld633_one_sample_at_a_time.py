@@ -53,6 +53,9 @@ class OneSampleAtATime(Rule):
     summary = "The model fails on batches of several samples: its config has no padding id."
     depth = "tiny"
     symptoms = (Symptom(r"Cannot handle batch sizes? > 1 if no padding token is defined"),)
+    told_as = (
+        "The classification model works with batch size 1 only, no padding token is defined.",
+    )
     examples = (
         Example("broken", "arch:llama", _CLASSIFIER, why="Llama has no pad_token_id"),
         Example("healthy", "tests/folders/base_without_head", _CLASSIFIER, why="it has one"),

@@ -57,6 +57,7 @@ class CheckpointWithoutState(Rule):
     symptoms = (
         Symptom(r"No such file or directory: '[^']*trainer_state\.json'"),
     )  # fmt: skip
+    told_as = ("The checkpoint to resume from has no trainer_state.json.",)
     examples = (
         Example(
             "broken",

@@ -54,6 +54,7 @@ class PackageInstalledTwice(Rule):
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", alone=True, weight=-2),
     )
 
+    told_as = ("The same package is installed twice.",)
     examples = (
         Example(
             "broken",

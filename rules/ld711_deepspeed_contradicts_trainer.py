@@ -66,6 +66,7 @@ class DeepspeedContradictsTrainer(Rule):
             r"cannot specify an? (?:optimizer|scheduler) in the config file and in the code at"
         ),
     )
+    told_as = ("The DeepSpeed config does not match the training arguments.",)
     examples = (
         Example("broken", "tests/set_ups/deepspeed/contradicts.yaml", depth="static"),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),

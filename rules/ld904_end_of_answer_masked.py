@@ -47,6 +47,7 @@ class EndOfAnswerMasked(Rule):
     symptoms = (
         Symptom(r"does not include the assistant turn's end-of-turn token in the loss mask", "TRL"),
     )
+    told_as = ("The EOS token of the answers is masked with -100 in the labels.",)
     examples = (
         Example(
             "broken",

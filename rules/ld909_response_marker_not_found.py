@@ -50,6 +50,7 @@ class ResponseMarkerNotFound(Rule):
         Symptom(r"All labels in your dataset are -100"),
         Symptom(r"Most labels in your dataset are -100"),
     )
+    told_as = ("The response template is not found in the rows, all their labels are ignored.",)
     examples = (
         Example(
             "broken",

@@ -59,6 +59,7 @@ class PromptNotAPrefix(Rule):
         Symptom(r"The tokenized prompt is not a prefix of the tokenized prompt\+completion", "TRL"),
         Symptom(r"Mismatch between tokenized prompt and the start of tokenized prompt\+completion"),
     )
+    told_as = ("The prompt at inference is not the same as the prompt in training.",)
     examples = (
         Example(
             "broken",

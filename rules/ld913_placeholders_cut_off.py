@@ -75,6 +75,7 @@ class PlaceholdersCutOff(Rule):
         ),
         Symptom(r"too short and causes image placeholder tokens in `input_ids` to be truncated"),
     )
+    told_as = ("Image tokens are truncated, their number does not match the image features.",)
     examples = (
         Example(
             "broken",

@@ -49,6 +49,7 @@ class LabelsOutOfRange(Rule):
             r"device-side assert triggered", context=r"\b(?:in|_nn\.) ?(?:cross_entropy|nll_loss)"
         ),
     )
+    told_as = ("Labels are out of range, larger than num_labels.",)
     examples = (
         Example(
             "broken",

@@ -72,6 +72,7 @@ class LabelsFewerThanTokens(Rule):
     name = "labels-fewer-than-tokens"
     summary = "Rows have fewer labels than tokens, so that labels are on the wrong tokens."
     depth = "static"
+    told_as = ("labels and input_ids have different lengths.",)
     examples = (
         Example(
             "broken",

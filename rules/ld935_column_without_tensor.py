@@ -76,6 +76,7 @@ class ColumnWithoutTensor(Rule):
             "torch's own collator, where rows are tensors",
         ),
     )
+    told_as = ("Rows of different lengths cannot be stacked into a tensor.",)
     examples = (
         Example(
             "broken",

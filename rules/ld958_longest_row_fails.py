@@ -52,6 +52,7 @@ class LongestRowFails(Rule):
     symptoms = (
         Symptom(r"Labels' sequence length \d+ cannot exceed the maximum allowed length", "Whisper"),
     )
+    told_as = ("Training always crashes at the same step, with the longest sample.",)
     examples = (
         Example(
             "broken",
