@@ -27,6 +27,7 @@ from lora_doctor.rule_api import (
     targets_without,
 )
 from lora_doctor.rules._ablation import holds, with_edits
+from lora_doctor.rules._training_signal import SAME_LOSS
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import UnusedAdapterReading, Verification
@@ -90,6 +91,7 @@ class AdaptersThatLearnNothing(Rule):
     summary = "Some adapters get no gradient: their layers are not run, or do not affect the loss."
     depth = "tiny"
     symptoms = (
+        Symptom(SAME_LOSS),
         Symptom(r"Expected to have finished reduction in the prior iteration"),
         Symptom(r"parameters that were not used in producing loss", weight=1),
         Symptom(r"Parameters which did not receive grad"),

@@ -19,6 +19,7 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._dry_run_script import ADAPTERS_IN_TURN
 from lora_doctor.rules._optimizer import not_updated
+from lora_doctor.rules._training_signal import SAME_LOSS
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import OptimizerState
@@ -79,6 +80,7 @@ class NotInTheOptimizer(Rule):
     summary = "Trainable weights are in no parameter group of the optimizer."
     depth = "meta"
     symptoms = (
+        Symptom(SAME_LOSS),
         Symptom(r"optimizer got an empty parameter list"),
         Symptom(r"No inf checks were recorded (?:for|prior to)"),
     )

@@ -18,7 +18,14 @@ from lora_doctor.rule_api import (
     gradients_cleared,
 )
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
-from lora_doctor.rules._training_signal import STEPS, at, contract_failed, signal, without_labels
+from lora_doctor.rules._training_signal import (
+    SAME_LOSS,
+    STEPS,
+    at,
+    contract_failed,
+    signal,
+    without_labels,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import StepGradients
@@ -58,6 +65,7 @@ class NoGradientArrives(Rule):
     name = "no-gradient-arrives"
     summary = "The optimizer takes its steps without gradients for the adapters."
     depth = "static"
+    symptoms = (Symptom(SAME_LOSS),)
     descriptions = (
         Symptom(
             r"\b(?:weights?|adapters?|lora_\w)\b.{0,60}\b(?:same|identical|equal|unchanged)\b."
