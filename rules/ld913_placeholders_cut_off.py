@@ -73,6 +73,11 @@ class PlaceholdersCutOff(Rule):
             "Qwen-VL in code of other frameworks",
             context=r"\b(?:get_rope_index|(?:image|video)_(?:mask|embeds|features))\b",
         ),
+        Symptom(
+            r"unsupported operand type\(s\) for -: 'NoneType' and 'int'",
+            "Idefics 3: the place where an image ends is cut off",
+            raised_in=r"processing_idefics3\.py",
+        ),
         Symptom(r"too short and causes image placeholder tokens in `input_ids` to be truncated"),
     )
     told_as = ("Image tokens are truncated, their number does not match the image features.",)
