@@ -104,20 +104,20 @@ class RowsDropped(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         raised = _nothing_left(case)
-        for one in case.dry_run.filtered:
-            lost = one.before - one.after
+        for by, (before, after) in _filters(case).items():
+            lost = before - after
             evidence: tuple[Measurement, ...] = (
-                Measurement("rows before", one.before, "the filter call of the run"),
-                Measurement("rows after", one.after, "the same call"),
-                Measurement("filter", one.by, "a function of a library"),
+                Measurement("rows before", before, "the filter call of the run"),
+                Measurement("rows after", after, "the same call"),
+                Measurement("filter", by, "a function of a library"),
             )
-            severity: Severity = "warning" if lost >= FEW * one.before else "info"
-            if not one.after and raised:
+            severity: Severity = "warning" if lost >= FEW * before else "info"
+            if not after and raised:
                 severity = "error"
                 evidence += (Measurement("exception", raised, "the user's command, dry-run"),)
             yield self.finding(
                 severity,
-                f"{one.by} drops {lost:,} of {one.before:,} rows before training.",
+                f"{by} drops {lost:,} of {before:,} rows before training.",
                 location=Location("environment", "training data"),
                 evidence=evidence,
                 proof=Proof("executed", "the filter ran on rows of the run"),
@@ -129,6 +129,16 @@ class RowsDropped(Rule):
                     ),
                 ),
             )
+
+
+def _filters(case: Case) -> dict[str, tuple[int, int]]:
+    """Filter to the rows before and after it, of the set of which it leaves the smallest part."""
+    found: dict[str, tuple[int, int]] = {}
+    for one in case.dry_run.filtered:
+        before, after = found.get(one.by, (1, 1))
+        if one.by not in found or one.after * before < after * one.before:
+            found[one.by] = (one.before, one.after)
+    return found
 
 
 def _nothing_left(case: Case) -> str:
