@@ -93,7 +93,7 @@ class CollatorReadsRemovedColumn(Rule):
             raise EvidenceError(f"the arguments of {model_type or 'this model'} are not known")
         for one in found:
             lost = [name for name in one.names if name not in {*taken, *_KEPT, *one.labels}]
-            if not lost:
+            if not lost or _has_failed(case, lost):
                 continue
             yield self.finding(
                 "error",
@@ -114,3 +114,11 @@ class CollatorReadsRemovedColumn(Rule):
                     ),
                 ),
             )
+
+
+def _has_failed(case: Case, names: list[str]) -> bool:
+    """Whether a dry run has failed where these columns were removed: LD923 tells what was seen."""
+    if not case.has("dry_run") or case.dry_run.error is None:
+        return False
+    dropped = case.dry_run.dropped_columns
+    return dropped is not None and not set(names).isdisjoint(dropped.names)
