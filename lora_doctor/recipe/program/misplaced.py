@@ -33,7 +33,7 @@ from lora_doctor.static.installed.constructor_use import (
 )
 from lora_doctor.static.installed.signatures import Signature
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Argument, Call, Instance, Items, Thing, Value
+from lora_doctor.static.program.values import Argument, Call, Instance, Items, Known, Thing, Value
 
 #: What the annotation of a parameter says of the things that it takes.
 _TAKEN: Mapping[str, re.Pattern[str]] = {
@@ -48,6 +48,8 @@ _TAKEN: Mapping[str, re.Pattern[str]] = {
 }
 _OF_TRAINING = "TrainingArguments"
 _ANYTHING = re.compile(r"\bAny\b|\bobject\b|Callable|Protocol")
+_NUMBERS = frozenset({"int", "float", "Tensor", "bool"})
+_ITERATED = frozenset({"Iterable", "Sampler", "Sequence"})
 #: That more than one object may be given.
 _SEVERAL = re.compile(r"\b(?:[lL]ist|[tT]uple|Sequence|Iterable|[dD]ict|Mapping)\b")
 _CHAIN = 20
@@ -121,6 +123,7 @@ def _of_call(call: Call) -> Iterator[MisplacedArgument]:
         yield from _of_kind(call, signature, name, argument)
         if is_class:
             yield from _of_use(call, name, argument)
+            yield from _of_torch(call, signature, name, argument)
 
 
 def _of_texts(call: Call) -> Iterator[MisplacedArgument]:
@@ -168,6 +171,28 @@ def _of_kind(
         yield MisplacedArgument(
             call.method, name, "kind", given, " or ".join(_an(one) for one in taken),
             argument.span.place, f"`{name}: {annotation}`",
+        )  # fmt: skip
+
+
+def _of_torch(
+    call: Call, signature: Signature, name: str, argument: Argument
+) -> Iterator[MisplacedArgument]:
+    """A text where a class of torch reckons with a number; a number where it takes what can be
+    iterated over. Settings of the other libraries are tried on their classes (LD223)."""
+    annotation = signature.annotations.get(name, "")
+    given = argument.value.value if isinstance(argument.value, Known) else None
+    named = {*re.findall(r"\w+", annotation)} - {"None", "Optional", "Union"}
+    if top(call.name) != "torch" or not named:
+        return
+    needed = ""
+    if isinstance(given, str) and named <= _NUMBERS:
+        needed = "a number"
+    elif type(given) in (int, float) and named & _ITERATED and not named & _NUMBERS:
+        needed = "what can be iterated over"
+    if needed:
+        yield MisplacedArgument(
+            call.method, name, "kind", f"{given!r}", needed, argument.span.place,
+            f"`{name}: {annotation}`",
         )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ _OF_TORCH = ("torch.optim.", "torch.utils.data.", "torch.nn.utils.")
 PEFT_MODEL: TypeName = ("peft", "PeftModel")
 MODEL: TypeName = ("transformers", "PreTrainedModel")
 TOKENIZER: TypeName = ("transformers", "PreTrainedTokenizerBase")
+#: What ``train`` of a Trainer returns.
+_TRAINED: TypeName = ("transformers", "TrainOutput")
 _OPEN = (PEFT_MODEL, MODEL, TOKENIZER)
 #: Where a PEFT model looks for what it does not have.
 _BEHIND = {PEFT_MODEL: (("peft", "LoraModel"), MODEL)}
@@ -184,6 +186,8 @@ def _of_method(call: Call, depth: int) -> ValueType | None:
     member = owner.member(call.method) if owner is not None else None
     if owner is None or member is None or member.is_property:
         return None
+    if call.method == "train" and owner.of[0] == "transformers" and owner.name.endswith("Trainer"):
+        return ValueType(_TRAINED, call)  # older releases do not annotate it
     return _typed(returned_by(member.package, member.node), call, owner)
 
 
