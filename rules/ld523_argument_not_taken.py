@@ -93,7 +93,7 @@ class ArgumentNotTaken(Rule):
             "broken",
             "tests/scripts/schedule_of_an_earlier_release.py",
             depth="static",
-            why="t_total is called num_training_steps",
+            why="warmup_steps is called num_warmup_steps",
         ),
         Example("healthy", "tests/scripts/prepared_first.py", depth="static"),
     )
