@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    asked_of_tokenizer,
     misplaced_arguments,
     own_rows,
     selected_beyond,
@@ -123,7 +124,10 @@ class OwnRowsFail(Rule):
 
 
 def _is_told_already(case: Case, found: FirstBatch) -> bool:
-    """Whether a rule about the cause tells it: LD536, LD550, LD554, LD557."""
+    """Whether a rule about the cause tells it: LD536, LD550, LD554, LD556, LD557."""
+    of_tokenizer = "chat_template" in found.message or "mask token" in found.message
+    if of_tokenizer and any(asked_of_tokenizer(case.program)):
+        return True
     if found.stage == "rows":
         return any(selected_beyond(case.program)) or any(splits_as_rows(case.program))
     if found.stage != "trainer":

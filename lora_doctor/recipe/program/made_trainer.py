@@ -21,6 +21,7 @@ from lora_doctor.recipe.program.objects import (
 from lora_doctor.recipe.program.pins import pinned_otherwise
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.written_rows import written_rows
+from lora_doctor.static.installed.signatures import signature_of
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Known, Thing, same
 
@@ -84,10 +85,10 @@ def made_trainer(setup: Setup) -> MadeTrainer | None:
     call = setup.roles.trainer
     if call is None or not _is_plain(setup, call):
         return None
-    named = 2 if top(call.name) == "transformers" else 1  # the model, and there its arguments
-    if len(call.positional) > named:
+    place = _place_of_args(call)
+    if len(call.positional) > (1 if place is None else 2):  # the model, and its arguments
         return None
-    args = call.value("args", named - 1 or None)
+    args = call.value("args", place)
     made = None if is_none(args) else arguments_of(args)
     if made is None and not is_none(args):
         return None
@@ -110,6 +111,14 @@ def made_trainer(setup: Setup) -> MadeTrainer | None:
         tokenizer=_tokenizer(setup, call),
         classes=_classes(call),
     )
+
+
+def _place_of_args(call: Call) -> int | None:
+    """1, where the class takes its arguments behind the model; ``None`` where it does not."""
+    signature = signature_of(call.name)
+    if signature is None or signature.positional is None:
+        return 1 if top(call.name) == "transformers" else None
+    return 1 if signature.positional[1:2] == ("args",) else None
 
 
 def _classes(call: Call) -> int | None:
