@@ -40,9 +40,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``merged_after_wrapping``, ``merges``, ``merged_and_dropped``,
-    ``merged_into_adapter_folder``,
+    ``merged_into_adapter_folder``, ``loaded_sparingly`` (the call),
     ``saved_as_base``, ``trained_in_turn``, ``merged_where_it_trained`` (the calls),
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
+    ``hotswap_prepared_too_early``, ``hotswap_prepared_too_late``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
     ``adds_without_wrapper``; ``spread_twice`` (``SpreadTwice``: a device map beside FSDP or
@@ -277,6 +278,7 @@ if TYPE_CHECKING:
         distances_rewarded,
         refused_rewards,
     )
+    from lora_doctor.recipe.program.saved_adapter import loaded_sparingly
     from lora_doctor.recipe.program.selected_rows import SelectedRows, selected_beyond
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
@@ -404,6 +406,7 @@ _LAZY = {
             "unused_adapter_configs",
         ),
         "recipe.program.asked_of_tokenizer": ("AskedOfTokenizer", "asked_of_tokenizer"),
+        "recipe.program.saved_adapter": ("loaded_sparingly",),
         "recipe.program.selected_rows": ("SelectedRows", "selected_beyond"),
         "recipe.program.misplaced": ("MisplacedArgument", "misplaced_arguments"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
@@ -436,7 +439,12 @@ _LAZY = {
             "TrainedOn", "evaluated_on_trained", "labels_decoded", "labels_with_padding",
         ),
         "recipe.program.untrusted_code": ("UntrustedCode", "untrusted_code"),
-        "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
+        "recipe.program.wrapping": (
+            "compiled_before_adapters", "hotswap_prepared_too_early", "hotswap_prepared_too_late",
+            "hotswap_prepared_too_early",
+    "hotswap_prepared_too_late",
+    "loaded_onto_adapters",
+        ),
         "results.adapted_part": ("AdaptedPart",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.adapter_steps": ("AdapterSteps", "StepFault"),
@@ -670,6 +678,7 @@ __all__ = [
     "labels_with_padding",
     "loaded_frozen",
     "loaded_onto_adapters",
+    "loaded_sparingly",
     "lora_config_fields",
     "losses_without_gradients",
     "made_arguments",

@@ -269,3 +269,22 @@ def of_another_architecture() -> Made:
     base = new_folder("base")
     llama().save_pretrained(str(base))
     return made(saved(model, lora_config(target_modules=["c_attn"], fan_in_fan_out=True), base))
+
+
+def head_in_float32(dtype: str = "bfloat16") -> Made:
+    """A script that loads an adapter with a head trained in float32, saving memory as it does."""
+    base, folder = saved(llama(), lora_config(modules_to_save=["lm_head"]))
+    script = new_folder("script") / "ask.py"
+    script.write_text(
+        "import torch\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype=torch.{dtype})\n'
+        f'model = PeftModel.from_pretrained(base, "{folder}", low_cpu_mem_usage=True)\n'
+        "model.generate(**inputs)\n",
+        "utf-8",
+    )
+    return str(script), {}
+
+
+def head_in_the_dtype_of_the_model() -> Made:
+    return head_in_float32("float32")

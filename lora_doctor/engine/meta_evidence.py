@@ -76,6 +76,7 @@ class MetaEvidence(WrittenEvidence):
         """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
         adapter = self.adapter
         self._require("meta")
+        from lora_doctor.recipe.program.saved_adapter import loaded_sparingly
         from lora_doctor.results.adapter_loading import AdapterLoading
 
         self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
@@ -89,6 +90,7 @@ class MetaEvidence(WrittenEvidence):
             folder=str(adapter.folder)
             if adapter.snapshot is None and not adapter.pickled
             else None,
+            sparing=self.has("program") and loaded_sparingly(self.program) is not None,
         )
 
     @evidence(of_recipe=True)

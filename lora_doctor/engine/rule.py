@@ -130,8 +130,10 @@ class Rule(ABC):
     @classmethod
     def is_about_training(cls) -> bool:
         """Whether it tells of training: a rule of those topics, but for what is read off a script
-        or a framework's file, which has to run as well; any other that says so; the fallback."""
+        or a framework's file, which has to run as well, or off a saved adapter; any other that
+        says so; the fallback."""
         by_topic = cls.code.startswith(_TRAINING_TOPICS) and cls.depth != "static"
+        by_topic = by_topic and not cls.about_saved_adapter
         return cls.about_training or cls.is_fallback or by_topic
 
     @classmethod

@@ -35,6 +35,7 @@ def gather(
     tensors: Mapping[str, Mapping[str, Any]],
     folder: str | None = None,
     patches: Sequence[Mapping[str, Any]] = (),
+    sparing: bool = False,
 ) -> dict[str, Any]:
     """An :class:`AdapterLoading` as JSON.
 
@@ -45,6 +46,7 @@ def gather(
         tensors: of the adapter's file, by name: each a :class:`Tensor` as JSON.
         folder: that it lies in; ``None`` where there are only these: on the hub, of a pickle.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+        sparing: with ``low_cpu_mem_usage``, onto a model in the dtype that it is loaded in.
 
     Raises:
         InputError: the model that the user named cannot be read.
@@ -62,7 +64,13 @@ def gather(
     if peft_models(model):
         raise EvidenceError("the model already has adapters; give the base model")
     name = type(model).__name__
-    landing = load(model, Path(folder), adapter.tensors) if folder else _load(model, adapter)
+    dtype = base.dtype() if sparing else None
+    if dtype is not None:
+        model = model.to(dtype)
+    if folder:
+        landing = load(model, Path(folder), adapter.tensors, sparing=dtype is not None)
+    else:
+        landing = _load(model, adapter)
     if landing.complete or landing.other_shapes:
         return asdict(AdapterLoading(name, landing))
     renaming = find_renaming(base.build(), adapter.tensors, adapter.config)
@@ -99,6 +107,10 @@ def download(
     return True
 
 
+#: transformers that loads weights in the dtype of the config where none is asked for.
+_AUTO_BY_DEFAULT = 5
+
+
 @dataclass(frozen=True)
 class Saved:
     """A saved adapter: its config, and its tensors by name, without their numbers."""
@@ -117,6 +129,18 @@ class Base:
     def config(self) -> Any:
         """The config by which it is built."""
         return Loader(self.source, self.recipe).config
+
+    def dtype(self) -> Any:
+        """The dtype that its weights are loaded in; ``None`` where that is not known."""
+        import torch
+        import transformers
+
+        wanted = self.recipe.get("dtype")
+        if wanted is None and int(transformers.__version__.partition(".")[0]) < _AUTO_BY_DEFAULT:
+            return torch.float32
+        if wanted in (None, "auto"):
+            wanted = Loader(self.source, self.recipe).native_dtype
+        return getattr(torch, str(wanted), None)
 
     def build(self) -> Any:
         """An ``nn.Module`` on the meta device, a factory's own too."""

@@ -18,6 +18,7 @@ from typing import Any
 from lora_doctor.model.adapter_counts import adapter_parameters
 from lora_doctor.model.adapter_sizes import ADAPTER_NAME
 from lora_doctor.model.error_reports import library_error
+from lora_doctor.model.kept_dtypes import kept_dtypes
 from lora_doctor.nn.embeddings import input_embeddings, output_embeddings
 from lora_doctor.results.adapter_loading import Landing, OtherShape
 from lora_doctor.static.weights import Tensor
@@ -37,15 +38,16 @@ _PROMPT = "prompt_embeddings"
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32"}
 
 
-def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
+def load(model: Any, folder: Path, tensors: Mapping[str, Tensor], sparing: bool = False) -> Landing:
     """Where the tensors go when PEFT loads the adapter of this folder.
 
     Args:
         model: the base model on the meta device; PEFT changes it.
         folder: has the adapter_config.json, and a weights file that is not read.
         tensors: what stands for its content.
+        sparing: with ``low_cpu_mem_usage``.
     """
-    seen = _Seen()
+    seen = _Seen(sparing=sparing)
     of_base = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     try:
         _from_pretrained(model, folder, tensors, seen)
@@ -76,6 +78,7 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
         without_value=tuple(missing),
         parameters=len(names),
         over_base=tuple(_over_base(seen, of_base)),
+        kept_dtypes=tuple(kept_dtypes(seen.wrapped, ADAPTER_NAME)) if sparing else (),
     )
 
 
@@ -84,6 +87,7 @@ class _Seen:
     """What went through PEFT's hands: the model with the adapter, the result of its loading, and
     for each name that PEFT looked for the one in the file."""
 
+    sparing: bool = False
     wrapped: Any = None
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -102,8 +106,9 @@ def _from_pretrained(model: Any, folder: Path, tensors: Mapping[str, Tensor], se
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
+        options = {"low_cpu_mem_usage": True} if seen.sparing else {}
         seen.wrapped = peft.PeftModel.from_pretrained(
-            model, str(folder), adapter_name=ADAPTER_NAME, torch_device="cpu"
+            model, str(folder), adapter_name=ADAPTER_NAME, torch_device="cpu", **options
         )
 
 

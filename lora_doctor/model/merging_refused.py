@@ -41,7 +41,7 @@ def _smallest(wrapped: Any, replaced: frozenset[type]) -> list[Any]:
         base = getattr(module, "base_layer", None)
         if not is_adapter_layer(module) or base is None or type(base) not in replaced:
             continue
-        if "weight" not in dict(base.named_parameters(recurse=False)):
+        if base is None or "weight" not in dict(base.named_parameters(recurse=False)):
             continue
         kind = type(module), type(base)
         if kind not in found or _numbers(module) < _numbers(found[kind]):

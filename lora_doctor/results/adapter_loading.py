@@ -26,6 +26,23 @@ class OtherShape:
 
 
 @dataclass(frozen=True)
+class KeptDtype:
+    """A module that is saved with an adapter and that loading leaves in the dtype of the file."""
+
+    #: Its path in the base model.
+    module: str
+    #: Its class.
+    class_name: str
+    #: Its dtype after loading, as torch names it.
+    dtype: str
+    #: That of the module which it stands in for.
+    of_base: str
+    #: What it raises on a tensor in the model's dtype; empty where it raises nothing, or was not
+    #: run.
+    raises: str = ""
+
+
+@dataclass(frozen=True)
 class Landing:
     """Where the tensors of an adapter file went when PEFT loaded it, on the meta device."""
 
@@ -44,6 +61,9 @@ class Landing:
     #: Names in the file of tensors that have taken the place of weights of the base model, which
     #: neither the kind of adapter nor PEFT's own saving of embeddings accounts for.
     over_base: tuple[str, ...] = ()
+    #: Modules that are left in another dtype than the model's, where it is loaded with
+    #: ``low_cpu_mem_usage=True``.
+    kept_dtypes: tuple[KeptDtype, ...] = ()
     #: Tensors that do not fit; PEFT has loaded nothing then.
     other_shapes: tuple[OtherShape, ...] = ()
 

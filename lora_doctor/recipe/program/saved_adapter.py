@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lora_doctor.recipe.program.objects import (
@@ -13,12 +14,14 @@ from lora_doctor.recipe.program.objects import (
     text_of,
     top,
 )
-from lora_doctor.recipe.program.setup import NamedAdapter
+from lora_doctor.recipe.program.setup import NamedAdapter, Setup
 from lora_doctor.static.program.program import Program
 from lora_doctor.static.program.values import Argument, Call, Known, Unknown, Value
 
 #: The attribute of an adapter's config in which its base model is named.
 _BASE = ".base_model_name_or_path"
+#: What makes dtypes alike.
+_CASTS = re.compile(r"\bautocast\b|\.(?:half|bfloat16|float)\(\)|\.to\((?:dtype=)?torch\.\w+")
 
 
 def named_adapter(program: Program, roles: Roles) -> tuple[NamedAdapter | None, Unknown | None]:
@@ -52,6 +55,23 @@ def base_of_config(program: Program, value: Value) -> str | None:
         and class_of(call).endswith("Config")
     }  # fmt: skip
     return names.pop() if len(names) == 1 else None
+
+
+def loaded_sparingly(setup: Setup) -> Call | None:
+    """``PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)`` of the adapter that the
+    program begins with; AutoPeftModel hands the argument to the base model. Not where the program
+    casts models, or runs them under autocast."""
+    if any(_CASTS.search(unit.python) for unit in setup.program.units):
+        return None
+    named = setup.saved_adapter
+    for call in setup.program.calls:
+        argument = _named(call) if is_saved_adapter(call) and "Auto" not in class_of(call) else None
+        if named is None or argument is None or argument.span.place != named.place:
+            continue
+        sparing = call.value("low_cpu_mem_usage")
+        if call.certain and isinstance(sparing, Known) and sparing.value is True:
+            return call
+    return None
 
 
 def _not_made_here(program: Program, call: Call) -> Call:

@@ -13,12 +13,15 @@ from lora_doctor.recipe.program.objects import (
     is_wrap,
     loader_of,
     makers,
+    top,
 )
-from lora_doctor.recipe.program.order import Slip, slip
+from lora_doctor.recipe.program.order import Slip, adapted_by, slip
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.program.values import Call, Thing, Value
 
 _COMPILES = "torch.compile"
+#: What puts adapters into a model that is there.
+_ADDS = ("load_adapter", "add_adapter", "inject_adapter_in_model", "load_lora_weights")
 
 
 def loaded_onto_adapters(setup: Setup) -> Iterator[Slip]:
@@ -51,6 +54,53 @@ def compiled_before_adapters(setup: Setup) -> Iterator[Slip]:
         compiled = _compiled(call.value("model", 0)) if adapts and call.certain else None
         if compiled is not None:
             yield slip(compiled, call, [])
+
+
+def hotswap_prepared_too_late(setup: Setup) -> Iterator[Slip]:
+    """``prepare_model_for_compiled_hotswap`` of a model that is compiled already."""
+    for call in _hotswap_preparations(setup):
+        if not is_none(call.value("check_compiled")):
+            continue
+        value = call.value("model", 0)
+        before = [one for one in makers(value) if one.name == _COMPILES and one.certain]
+        if isinstance(value, Thing) and value.call.name == _COMPILES and value.call.certain:
+            before.insert(0, value.call)
+        for one in setup.program.calls:
+            in_place = one.method == "compile" and one.number < call.number and one.certain
+            if in_place and _same_model(one.receiver, value):
+                before.append(one)
+        if before:
+            yield slip(call, before[0], [])
+
+
+def hotswap_prepared_too_early(setup: Setup) -> Iterator[Slip]:
+    """The same of a loaded model that has no adapter yet, and what loaded it."""
+    for call in _hotswap_preparations(setup):
+        value = call.value("model", 0)
+        loader = loader_of(value)
+        if loader is None or adapted_by(setup, value, call) is not None:
+            continue
+        adapts = [one for one in setup.program.calls if _adapts(one) and one.number < call.number]
+        if not adapts:
+            yield slip(call, loader, [])
+
+
+def _hotswap_preparations(setup: Setup) -> list[Call]:
+    return [
+        call
+        for call in setup.program.calls
+        if call.method == "prepare_model_for_compiled_hotswap" and call.certain
+        and top(call.name) == "peft"
+    ]  # fmt: skip
+
+
+def _adapts(call: Call) -> bool:
+    return is_wrap(call) or is_saved_adapter(call) or call.method in _ADDS
+
+
+def _same_model(one: Value | None, other: Value | None) -> bool:
+    """Whether both are what the same call made."""
+    return isinstance(one, Thing) and isinstance(other, Thing) and one.call is other.call
 
 
 def _compiled(value: Value | None) -> Call | None:
