@@ -53,6 +53,8 @@ _INNER, _WIDTH, _TABLES = 5_000_000, 64, 2
 _NOT_OF_ROWS = re.compile(r"does not require grad|CUDA|bitsandbytes|flash[_-]?attn|kernels?\b")
 
 
+#: What a message quotes of a row beyond what shows which it is.
+_LONG_QUOTE = re.compile(r"""((['"])(?:(?!\2).){50})(?:(?!\2).)+(?=\2)""")
 #: Packages that say nothing about rows.
 _OTHERS = ("peft/", "bitsandbytes/", "accelerate/")
 
@@ -195,7 +197,7 @@ class _Run:
             answer,
             stage=found.stage,
             kind=type(error).__name__,
-            message=" ".join(text_of(error).split())[:400],
+            message=shown(error),
             raised_at=_raised_at(error),
             line=maker.budget.line or maker.line,
         )
@@ -378,6 +380,11 @@ def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
                     "tensor"
                 )
                 raise _ProgramError("batch", error)
+
+
+def shown(error: BaseException) -> str:
+    """What it says, without the most of what it quotes of a row: reports go to others."""
+    return _LONG_QUOTE.sub(r"\1...", " ".join(text_of(error).split()))[:400]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -16,10 +16,16 @@ from typing import Any
 
 from lora_doctor.evidence.plain_code import PlainFunction
 from lora_doctor.evidence.plain_statements import Budget
-from lora_doctor.evidence.plain_values import Allowed, Made, NotFollowedError, OpenedText
+from lora_doctor.evidence.plain_values import (
+    Allowed,
+    Made,
+    NotFollowedError,
+    OpenedText,
+    methods_of,
+)
 from lora_doctor.evidence.refused_arguments import named as imported_as
 from lora_doctor.recipe.program.code_of import parsed_code
-from lora_doctor.static.named_file import named_file
+from lora_doctor.static.named_file import rows_file
 
 #: A file that is read as a whole; of more rows only the first would be, and what follows from
 #: their number (splits, steps) would be another.
@@ -39,7 +45,7 @@ _READ = frozenset({"column_names", "num_rows", "num_columns"})
 _COLLATORS = re.compile(r"(?:transformers|trl)(?:\.\w+)*\.(?:DataCollator\w*|default_data_collator"
                         r"|DefaultDataCollator)")  # fmt: skip
 _COMPUTES: Mapping[str, Callable[[], Callable[..., Any]]] = {
-    "json.loads": lambda: json.loads, "json.dumps": lambda: json.dumps,
+    "json.loads": lambda: json.loads, "json.dumps": lambda: _dumped_json,
     "json.load": lambda: _loaded_json, "csv.DictReader": lambda: _rows_of_csv,
     "torch.tensor": lambda: _torch("tensor"), "torch.LongTensor": lambda: _torch("LongTensor"),
 }  # fmt: skip
@@ -135,7 +141,10 @@ class Maker:
         name = node["name"]
         if node["attribute"]:
             if owner is self.tokenizer and not name.startswith("_"):
-                return getattr(owner, name)
+                found = getattr(owner, name)
+                if callable(found) and name not in methods_of(owner):
+                    raise NotFollowedError(name)
+                return found
             if _is_set(owner) and name in _READ:
                 return getattr(owner, name)
             raise NotFollowedError(name)
@@ -157,6 +166,8 @@ class Maker:
             return (self._opened if name == "builtins.open" else _COMPUTES[name]())(*given, **named)
         if name == "functools.partial":
             given, named = self._arguments(node)
+            if not given or not callable(given[0]):
+                raise NotFollowedError(name)
             return functools.partial(given[0], *given[1:], **named)
         if name.startswith("datasets."):
             return self._made_set(name, node)
@@ -217,6 +228,8 @@ class Maker:
             raise NotFollowedError("load_dataset")
         if sum(Path(one).stat().st_size for one in _paths(files)) > _MOST_BYTES:
             raise NotFollowedError("a long file")
+        if any(_is_packed(one) for one in _paths(files)):
+            raise NotFollowedError("a packed file")  # its size says nothing
         self._reached(node)
         return _small(
             datasets.load_dataset(builder, data_files=files, cache_dir=self.cache, **named)
@@ -224,7 +237,7 @@ class Maker:
 
     def _opened(self, path: Any, mode: str = "r", **more: Any) -> OpenedText:
         """A text file that lies here, to be read."""
-        found = named_file(str(path), (Path(), self.folder))
+        found = rows_file(str(path), (Path(), self.folder))
         if found is None or mode not in ("r", "rt") or set(more) - {"encoding", "newline"}:
             raise NotFollowedError("open")
         if found.stat().st_size > _MOST_BYTES:
@@ -305,6 +318,13 @@ def _loaded_json(file: OpenedText) -> Any:
     return json.loads(file.read())
 
 
+def _dumped_json(value: Any, *, indent: int | str | None = None, **more: Any) -> str:
+    wide = len(indent) if isinstance(indent, str) else indent or 0
+    if wide > 16 or set(more) - {"ensure_ascii", "sort_keys", "separators"}:
+        raise NotFollowedError("json.dumps")
+    return json.dumps(value, indent=indent, **more)
+
+
 def _rows_of_csv(file: OpenedText) -> list[dict[str, Any]]:
     return list(csv.DictReader(file.lines))
 
@@ -336,6 +356,12 @@ def _small(made: Any) -> Any:
     if sum(sizes.values()) > _MOST_ROWS:
         raise NotFollowedError("many rows")
     return made
+
+
+def _is_packed(path: str) -> bool:
+    """Whether the library would unpack the file before it is read."""
+    extract = importlib.import_module("datasets.utils.extract")
+    return bool(extract.Extractor.infer_extractor_format(path))
 
 
 def _paths(files: Any) -> list[str]:

@@ -15,6 +15,15 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lora_doctor.evidence.plain_costs import (
+    is_wide,
+    spend_on_all,
+    spend_on_call,
+    spend_on_comparison,
+    spend_on_entries,
+    spend_on_format,
+    spend_on_key,
+)
 from lora_doctor.evidence.plain_statements import Budget, Statements
 from lora_doctor.evidence.plain_values import (
     LONGEST,
@@ -93,6 +102,10 @@ class PlainFunction:
                 found = scope.value(self.code.body)
             else:
                 found = scope.run(self.code.body)
+            if budget.depth == 1:
+                spend_on_all(budget, (found,))  # a library goes through it
+        except RecursionError:
+            raise NotFollowedError("code that is nested too deeply") from None
         finally:
             budget.depth -= 1
         budget.line = kept  # where something was raised, the line stays the one that raised it
@@ -168,10 +181,11 @@ class _Frame(Statements):
         found = self.value(node.value)
         if not is_plain(found):
             raise NotFollowedError("format")
+        spend_on_all(self.budget, (found,))
         if node.conversion != -1:
             found = _CONVERSIONS[node.conversion](found)
         spec = self.value(node.format_spec) if node.format_spec is not None else ""
-        if len(spec) > 8:
+        if is_wide(spec):
             raise NotFollowedError("format")
         return str(format(found, spec))
 
@@ -182,7 +196,9 @@ class _Frame(Statements):
         return list(self._elements(node.elts))
 
     def _set(self, node: ast.Set) -> set[Any]:
-        return set(self._elements(node.elts))
+        found = list(self._elements(node.elts))
+        spend_on_all(self.budget, found)
+        return set(found)
 
     def _elements(self, nodes: Sequence[ast.expr]) -> Iterator[Any]:
         for node in nodes:
@@ -195,7 +211,7 @@ class _Frame(Statements):
         found: dict[Any, Any] = {}
         for key, value in zip(node.keys, node.values, strict=True):
             if key is not None:
-                found[self.value(key)] = self.value(value)
+                found[self._key(key)] = self.value(value)
                 continue
             other = self.value(value)
             if not is_dictionary(other):
@@ -207,7 +223,15 @@ class _Frame(Statements):
         owner = self.value(node.value)
         if not (isinstance(owner, (str, list, tuple)) or is_dictionary(owner) or is_tensor(owner)):
             raise NotFollowedError("entry")
-        return owner[self.value(node.slice)]
+        found = owner[self._key(node.slice)]
+        if isinstance(node.slice, ast.Slice):
+            spend_on_entries(self.budget, found)
+        return found
+
+    def _key(self, node: ast.expr) -> Any:
+        found = self.value(node)
+        spend_on_key(self.budget, found)
+        return found
 
     def _slice(self, node: ast.Slice) -> slice:
         parts = (node.lower, node.upper, node.step)
@@ -245,7 +269,9 @@ class _Frame(Statements):
                 sizes[0] * sizes[1] > LONGEST
             ):
                 raise NotFollowedError("*")
-        return short(_BINARY[kind](left, right))
+        found = short(_BINARY[kind](left, right))
+        spend_on_entries(self.budget, found)
+        return found
 
     def _compare(self, node: ast.Compare) -> bool:
         left = self.value(node.left)
@@ -253,6 +279,8 @@ class _Frame(Statements):
             right = self.value(right_node)
             if is_tensor(left) or is_tensor(right):
                 raise NotFollowedError("comparison")
+            if not isinstance(kind, (ast.Is, ast.IsNot)):
+                spend_on_comparison(self.budget, left, right)
             if not _COMPARED[type(kind)](left, right):
                 return False
             left = right
@@ -262,15 +290,14 @@ class _Frame(Statements):
         return [inner.value(node.elt) for inner in self._rounds(node.generators)]
 
     def _setcomp(self, node: ast.SetComp) -> set[Any]:
-        return {inner.value(node.elt) for inner in self._rounds(node.generators)}
+        return {inner._key(node.elt) for inner in self._rounds(node.generators)}
 
     def _generatorexp(self, node: ast.GeneratorExp) -> list[Any]:
         return [inner.value(node.elt) for inner in self._rounds(node.generators)]
 
     def _dictcomp(self, node: ast.DictComp) -> dict[Any, Any]:
         return {
-            inner.value(node.key): inner.value(node.value)
-            for inner in self._rounds(node.generators)
+            inner._key(node.key): inner.value(node.value) for inner in self._rounds(node.generators)
         }
 
     def _rounds(self, parts: Sequence[ast.comprehension]) -> Iterator[_Frame]:
@@ -351,6 +378,8 @@ class _Frame(Statements):
             raise NotFollowedError("range")
         if called in (str, isinstance) and not all(is_plain(one) for one in given[:1]):
             raise NotFollowedError("call")
+        if not isinstance(called, PlainFunction) and called is not _nothing:
+            spend_on_call(self.budget, called, given, named)
         found = short(called(*given, **named))
         short(getattr(called, "__self__", None))
         return found
@@ -361,10 +390,10 @@ class _Frame(Statements):
         text = self.value(node.func.value)
         if not isinstance(text, str):
             raise NotFollowedError("format")
+        fields = 0
         for _, name, spec, _ in string.Formatter().parse(text):
-            if (name and not name.isidentifier() and not name.isdigit()) or (
-                spec and len(spec) > 8
-            ):
+            fields += 1
+            if (name and not name.isidentifier() and not name.isdigit()) or is_wide(spec or ""):
                 raise NotFollowedError("format")
         given = list(self._elements(node.args))
         named = {}
@@ -374,6 +403,7 @@ class _Frame(Statements):
             named[one.arg] = self.value(one.value)
         if not all(is_plain(one) for one in (*given, *named.values())):
             raise NotFollowedError("format")
+        spend_on_format(self.budget, fields, (*given, *named.values()))
         return str(short(text.format(*given, **named)))
 
 

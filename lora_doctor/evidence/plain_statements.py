@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from lora_doctor.evidence.plain_values import (
 
 #: Operations of one run.
 _MOST_STEPS = 3_000_000
+#: Of the processor, for these and for what the libraries do in between.
+_MOST_SECONDS = 40.0
 
 
 class Left(Exception):
@@ -34,13 +37,23 @@ class Budget:
     def __init__(self) -> None:
         self.steps = _MOST_STEPS
         self.depth = 0
+        self._looked = self.steps
+        self._until = time.process_time() + _MOST_SECONDS
         #: Of the program; 0 outside of its functions.
         self.line = 0
 
     def step(self) -> None:
-        self.steps -= 1
+        self.spend(1)
+
+    def spend(self, steps: int) -> None:
+        """Raises NotFollowedError where fewer are left, or the time is over."""
+        self.steps -= steps
         if self.steps < 0:
             raise NotFollowedError("too many operations")
+        if self.steps < self._looked - 1_000 or steps > 100:
+            self._looked = self.steps
+            if time.process_time() > self._until:
+                raise NotFollowedError("too much time")
 
 
 class Statements(ABC):

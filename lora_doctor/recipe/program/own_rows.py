@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_doctor.recipe.program.code_of import code_of, text_of_code
 from lora_doctor.recipe.program.objects import text_of, top
-from lora_doctor.static.named_file import named_file
+from lora_doctor.static.named_file import rows_file
 from lora_doctor.static.program.values import (
     Argument,
     Call,
@@ -169,7 +169,7 @@ class Describer:
         if isinstance(value, Items) and value.open is None:
             return {"is": "list", "items": [self._file(one) for one in value.items]}
         named = text_of(value)
-        found = named_file(named, (Path(), self.folder)) if named is not None else None
+        found = rows_file(named, (Path(), self.folder)) if named is not None else None
         if found is None:
             raise NotPlainError(value)
         self.files.append(found.resolve())
