@@ -9,7 +9,7 @@ from lora_doctor.rule_api import Case, Location
 if TYPE_CHECKING:
     from lora_doctor.rule_api import TrainingSignal
 
-#: A log with the same loss three times in a row; 0.693 is where DPO begins, a small loss is rounded.
+#: A log with the same loss three times in a row; 0.693 is where DPO begins, small ones are rounded.
 SAME_LOSS = (
     r"'loss': '?((?!0\.693)(?:[1-9]\d*\.\d{2,}|0\.[1-9]\d{2,}))'?,"
     r"(?:(?:(?!'loss').){1,200}'loss': '?\1'?[,}]){2}"
