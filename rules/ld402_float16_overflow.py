@@ -85,6 +85,7 @@ class Float16Overflow(Rule):
         Symptom(r"(?i)\b(?:fp16|float16)\W{0,3}overflow|\bexceed\w*.{0,40}\b65,?504\b"),
     )
     descriptions = (
+        Symptom(r"\bgrad\w*[_ ]norm\W+(?:(?:is|was|always|becomes?)\W+){0,3}(?:nan|inf)\b"),
         Symptom(
             r"\b(?:fp16|float16|half precision)\b.{0,60}\b(?:overflow|infinite|nans?"
             r"|loss (?:is )?(?:0|zero))\b"

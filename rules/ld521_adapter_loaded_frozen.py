@@ -35,6 +35,7 @@ class AdapterLoadedFrozen(Rule):
     symptoms = (
         Symptom(r"optimizer got an empty parameter list", weight=-1),
         Symptom(r"trainable params:\s*0(?![,\d]|\.\d)", weight=-1),
+        Symptom(r"(?i)\bno trainable param\w*", context=r"PeftModel\.from_pretrained"),
     )
     told_as = (
         "A loaded adapter cannot be trained further, its parameters are frozen.",

@@ -58,6 +58,7 @@ class ParametersUnusedUnderDdp(Rule):
     symptoms = (
         Symptom(r"Expected to have finished reduction in the prior iteration", weight=2),
         Symptom(r"parameters that were not used in producing loss", weight=2),
+        Symptom(r"Parameter(?:s| indices) which did not receive grad", weight=2),
     )
     told_as = ("DDP fails on parameters that are not used: find_unused_parameters.",)
     examples = (
