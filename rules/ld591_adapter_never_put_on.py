@@ -47,7 +47,6 @@ class AdapterNeverPutOn(Rule):
     summary = "The config of an adapter is made, and no model gets the adapter."
     depth = "static"
     descriptions = (Symptom(r"\b(?:forgot|missing|without)\b.{0,30}\bget_peft_model\b"),)
-    told_as = ("A LoraConfig is defined, but the whole model is trained.",)
     examples = (
         Example(
             "broken",

@@ -40,13 +40,17 @@ _CHAIN = 20
 
 @dataclass(frozen=True)
 class AbsentName:
-    """Such a name. ``kind``: ``column`` or ``split``; ``use``: what it is given to."""
+    """Such a name."""
 
+    #: The name that is asked for.
     name: str
+    #: ``column`` or ``split``.
     kind: str
+    #: What it is given to: a method, ``the rows`` or ``the splits``.
     use: str
     #: Those that there are.
     there: tuple[str, ...]
+    #: Where it is asked for.
     place: Place
 
 

@@ -33,9 +33,11 @@ _BOUND = re.compile(r"(\w+)\s*(?::[^=]+)?=(?!=)\s*")
 
 @dataclass(frozen=True)
 class WithoutEffect:
-    """Such a call. ``code``: what is called."""
+    """Such a call."""
 
+    #: What is called.
     code: str
+    #: Where.
     place: Place
 
 
@@ -98,10 +100,13 @@ def _holds(value: Value, made: Call) -> bool:
 
 @dataclass(frozen=True)
 class LostState:
-    """A file of weights of which no name fits the model. ``first``: one of its names."""
+    """A file of weights of which no name fits the model."""
 
+    #: The file, as the program names it.
     file: str
+    #: The first of its names.
     first: str
+    #: Where it is loaded into the model.
     place: Place
 
 
