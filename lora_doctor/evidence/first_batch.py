@@ -295,13 +295,14 @@ class _Run:
             given[named] = self.tokenizer
         if "reward_funcs" in known:
             given["reward_funcs"] = [refused_trainer.no_reward]
-        adapter = loading.peft_config(self._fitted)
+        try:
+            adapter = loading.peft_config(self._fitted)
+        except Exception as error:
+            raise EvidenceError(f"PEFT rejects the adapter: {error}") from error
         if "peft_config" in known and not self.plan["adapted"]:
             given["peft_config"] = adapter
         else:
-            import peft
-
-            model = peft.get_peft_model(model, adapter)
+            model = _adapted(model, adapter)
         with _stage("trainer"):
             return self.cls(model=model, args=arguments, train_dataset=train, **given)
 
@@ -394,6 +395,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             return
         yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+def _adapted(model: Any, adapter: Any) -> Any:
+    import peft
+
+    try:
+        return peft.get_peft_model(model, adapter)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise EvidenceError(f"PEFT puts no adapter on: {error}") from error
 
 
 def _with_labels(config: Any, labels: Mapping[str, Any]) -> Any:
