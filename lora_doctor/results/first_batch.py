@@ -13,14 +13,16 @@ class FirstBatch:
 
     #: Package and release of the trainer.
     release: str
-    #: Rows of the training set, and batches of them that went through.
+    #: Rows of the training set.
     rows: int
+    #: Batches of them that were collated, eight at most.
     batches: int
-    #: What could not be done, in words: the rows made, the trainer made, a batch collated, a loss
-    #: computed. Empty where all was.
+    #: What failed: ``rows``, ``collator``, ``trainer``, ``batch`` or ``loss``; empty where nothing
+    #: did.
     stage: str = ""
-    #: Class of the exception, and its message.
+    #: Class of the exception.
     kind: str = ""
+    #: Its message.
     message: str = ""
     #: Where a library raised it: a file from the package on, with the line.
     raised_at: str = ""

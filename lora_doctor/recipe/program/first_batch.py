@@ -15,6 +15,7 @@ from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
     Call,
+    Items,
     Known,
     Mapping,
     NotPlainError,
@@ -55,8 +56,9 @@ _STACKS = re.compile(r"\b(?:stack|as_tensor|LongTensor|pad_sequence|cat)\(|torch
 class OwnRows:
     """What :func:`own_rows` describes."""
 
-    #: Dotted name of the class of the trainer, or of the loader of a loop, and where it is made.
+    #: Dotted name of the class of the trainer, or of the loader of a loop.
     name: str
+    #: Where it is made.
     place: Place
     #: For the other process.
     described: dict[str, Any]
@@ -68,7 +70,7 @@ def own_rows(setup: Setup) -> OwnRows | None:
     call = setup.roles.trainer
     if call is None:
         return _of_a_loop(setup)
-    if is_none(call.value("train_dataset", 3)) or "datasets" in pinned_otherwise(
+    if _stands_in(call.value("train_dataset", 3)) or "datasets" in pinned_otherwise(
         setup.program
     ):  # fmt: skip
         return None
@@ -81,6 +83,13 @@ def own_rows(setup: Setup) -> OwnRows | None:
     except NotPlainError:
         return None
     return OwnRows(trainer.name, trainer.place, described)
+
+
+def _stands_in(rows: Value | None) -> bool:
+    """Whether there are no rows, or what is given in their place is none."""
+    if isinstance(rows, Items) and rows.open is None:
+        return not rows.items or not isinstance(rows.items[0], (Mapping, Unknown))
+    return is_none(rows)
 
 
 def _of_a_loop(setup: Setup) -> OwnRows | None:
