@@ -171,6 +171,21 @@ def test_what_the_script_does_not_say(tmp_path: Path, old: str, new: str) -> Non
     assert found is None or (old == "rows = [" and found["stage"] == "loss")
 
 
+LOOP = """
+rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 8
+for batch in torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=COLLATOR):
+    model(**batch).loss.backward()
+"""
+
+
+@pytest.mark.parametrize(("collator", "stage"), [("default_data_collator", ""), ("None", "batch")])
+def test_batches_of_a_loop(tmp_path: Path, collator: str, stage: str) -> None:
+    """Of lists torch's own collator makes a list for each place in them, and no tensor."""
+    found = look(tmp_path, CAUSAL + LOOP.replace("COLLATOR", collator))
+    assert found["stage"] == stage
+    assert ("list of 3 parts" in found["message"]) is bool(stage)
+
+
 @pytest.mark.parametrize(
     ("label", "told"), [(1, True), ("n % 2", False)]
 )  # fmt: skip

@@ -83,6 +83,8 @@ def gather(
     Raises:
         EvidenceError: it cannot be told here what the trainer makes of the rows.
     """
+    if Recipe.from_json(recipe).get("chat_template_path") is not None:
+        raise EvidenceError("the trainer takes another chat template than the tokenizer's")
     cls = class_named(plan["name"])
     loop = plan["name"].startswith("torch.")
     try:
