@@ -56,14 +56,6 @@ class UnexplainedFailure(Rule):
             {"target_modules": ["proj"]},
             why="a forward that raises only once adapters are in the model",
         ),
-        Example(
-            "broken",
-            "arch:llama",
-            {"target_modules": ["q_proj"], "layer_replication": [[0, 99]]},
-            requires={"peft": ">=0.10"},
-            depth="meta",
-            why="PEFT fails on it, and no rule is about it",
-        ),
         Example("healthy", "arch:llama"),
     )
 

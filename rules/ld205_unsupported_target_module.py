@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_doctor.rule_api import (
     Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -33,6 +34,8 @@ _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTA
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.
 _BARRED = re.compile(r"Module '(?P<module>[\w.]+)' is incompatible with")
 _ALL_BARRED = re.compile(r"Incompatible modules: \{(?P<names>[^}]*)\}")
+#: Kinds of modules that every kind of adapter for layers is made for.
+_MATRICES = ("linear", "conv1d")
 _SAVED_TOO = re.compile(r"\bcannot be applied to modules of type")
 #: PEFT's wrappers for these put a new head into modules_to_save by themselves.
 _SAVED_HEADS = {
@@ -122,6 +125,13 @@ class UnsupportedTargetModule(Rule):
             requires={"peft": ">=0.18"},
             why="the classifier is a target and is trained as a whole",
         ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"peft_type": "LILY", "target_modules": ["input_layernorm"], "task_type": "CAUSAL_LM"},
+            requires={"peft": ">=0.21"},
+            why="each kind of adapter has its own words for it",
+        ),
         Example("healthy", "arch:llama", {"target_modules": ["gate_proj", "down_proj"]}),
     )
 
@@ -134,6 +144,7 @@ class UnsupportedTargetModule(Rule):
         entries = target_entries(case.recipe)
         names = [name for entry in entries for name in names_in(entry)]
         match = "matches" if len(entries) == 1 else "match"
+        other_layers = False
         hit, barred = _MESSAGE.search(error.message), _BARRED.search(error.message)
         if hit:
             module = hit["module"].lstrip("( ").split("(")[0].strip()
@@ -154,7 +165,17 @@ class UnsupportedTargetModule(Rule):
                 what = f"and trainable_token_indices both adapt the embeddings ({saved[0]})"
             cover = _without(structure, names, saved)
         else:
-            return
+            # LoRA says by its own words, above, what it has no layer for.
+            other = case.recipe.peft_type != "LORA"
+            classes = _no_matrices(structure, names) if other else {}
+            unfit = tuple(classes)
+            rest = _without(structure, names, unfit) or _without(structure, [], unfit)
+            cover = _accepted(case, rest) if classes else []
+            if not cover:
+                return
+            what = f"{match} {quoted(dict.fromkeys(classes.values()), 3)}, for which PEFT has no "
+            what += case.recipe.peft_type
+            other_layers = True  # whoever names a norm does not mean the layers beside it
         yield self.finding(
             "error",
             f"target_modules {quoted(entries, 6)} {what}.",
@@ -169,7 +190,7 @@ class UnsupportedTargetModule(Rule):
             fixes=(
                 Fix(
                     f"Use layers that can be adapted: {', '.join(cover)}.",
-                    "safe",
+                    "unsafe" if other_layers else "safe",
                     (Edit("target_modules", naming(structure, cover)),),
                 ),
             )
@@ -177,6 +198,31 @@ class UnsupportedTargetModule(Rule):
             else (Fix("Set target_modules to layers that PEFT can adapt.", "manual"),),
             explains=("attaches",),
         )  # fmt: skip
+
+
+def _no_matrices(structure: Structure, names: list[str]) -> dict[str, str]:
+    """The targets that name no linear layer at all, each with the class of what it names."""
+    found = {}
+    for name in names:
+        groups = [group for group in structure.groups if group.leaf == name]
+        if groups and all(group.kind not in _MATRICES for group in groups):
+            found[name] = groups[0].class_name
+    return found
+
+
+def _accepted(case: Case, names: list[str]) -> list[str]:
+    """These names, or that of the embeddings, which are all that some kinds of adapter are for:
+    what PEFT takes in place of the targets; empty where that is neither, or cannot be tried."""
+    structure = case.structure
+    embeddings = str(structure.input_embeddings).rpartition(".")[2]
+    for cover in (names, [embeddings]):
+        edit = Edit("target_modules", naming(structure, cover))
+        try:
+            if cover and case.again(case.recipe.edit((edit,)), case.patches).structure.injection.ok:
+                return cover
+        except EvidenceError:
+            return []  # a limit struck, and would again
+    return []
 
 
 def _without(structure: Structure, names: list[str], out: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     REMOVE,
     Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -23,6 +24,7 @@ from lora_doctor.rule_api import (
     adapter_config_fields,
     names_in,
     target_entries,
+    written_values,
 )
 from lora_doctor.rules._peft_config import says_why
 
@@ -51,6 +53,7 @@ class AdapterSettingsRefused(Rule):
     without `total_step` or with a schedule longer than it, a mistyped `bias` or
     `init_lora_weights`, both `r` and `oft_block_size` in OFT, `lora_bias` with `use_dora`, a
     `block_size` of C3A or a `vector_length` of VB-LoRA that does not divide the width of a layer.
+    Where PEFT does not look at a number itself, torch raises: a dropout above 1, a size below 0.
 
     ## Why
     Each method has limits of its own. Several depend on the widths of the layers, so a config that
@@ -122,6 +125,10 @@ class AdapterSettingsRefused(Rule):
             r"|Cannot ensure weight tying when different token indices are specified"
         ),
         Symptom(r"When prompt_tuning_init='TEXT', \w+ can't be None"),
+        Symptom(
+            r"dropout probability has to be between 0 and 1, but got",
+            context=r"peft[\\/]tuners",
+        ),
         # Whatever else PEFT refuses while it reads a config or puts adapters into a model.
         Symptom(
             r"\b(?:Value|Type)Error: \S",
@@ -170,6 +177,13 @@ class AdapterSettingsRefused(Rule):
             why="PEFT reads the name when it sets the first numbers of the weights",
         ),
         Example(
+            "broken",
+            "arch:llama",
+            {"peft_type": "VERA", "target_modules": ["q_proj"], "vera_dropout": 2.0},
+            {"peft": ">=0.12"},
+            why="PEFT hands it to torch, which refuses it",
+        ),
+        Example(
             "healthy",
             "arch:bert",
             {"peft_type": "C3A", "target_modules": ["query"], "block_size": 96},
@@ -185,22 +199,29 @@ class AdapterSettingsRefused(Rule):
         injection = case.structure.injection
         refused = None if injection.error else _refused_with_numbers(case)
         error = injection.error or (None if refused is None else refused.failure)
-        if error is None or error.type not in _REFUSALS or not says_why(error.traceback):
+        if error is None:
             return
+        by_peft = error.type in _REFUSALS and says_why(error.traceback)
         if any(one.key == "target_modules" for one in injection.unmatched):
             return  # what is refused then is a name
         if _SIZE_OF_MODEL.search(error.message):
             return  # what is missing then is a size that the model's config does not have
-        fixes = tuple(_fixes(case, error.message))
-        if not fixes and error.type not in _ABOUT_SETTINGS:
-            return  # no setting is the reason
         named = _named(case, error.message)
+        fixes = tuple(_fixes(case, named, set() if by_peft else _of_wrong_type(case)))
+        if not fixes and not (by_peft and error.type in _ABOUT_SETTINGS):
+            return  # no setting is the reason
+        kind = f"this {case.recipe.peft_type} adapter"
+        if by_peft:
+            what = f"PEFT refuses the settings of {kind}: {error.message[:240]}"
+        else:
+            key = fixes[0].edits[0].key
+            value = f"{case.recipe.get(key)!r:.60}"
+            what = f"PEFT fails with {key}: {value} in {kind}, and not without: {str(error)[:240]}"
         where = "the class at full size" if injection.error else "a tiny model of the class"
         keys = [fix.edits[0].key for fix in fixes] or named or ["peft_type"]
         yield self.finding(
             "error",
-            f"PEFT refuses the settings of this {case.recipe.peft_type} adapter: "
-            f"{error.message[:240]}",
+            what,
             location=Location("recipe", keys[0]),
             evidence=(
                 Measurement("get_peft_model", f"{error.type}: {error.message[:300]}",
@@ -208,7 +229,7 @@ class AdapterSettingsRefused(Rule):
                 *(Measurement(f"accepted with {fix.edits[0].key}", _value(fix.edits[0]),
                               "installed PEFT, asked again") for fix in fixes),
             ),
-            proof=Proof("executed", f"PEFT refused the config on {where}"),
+            proof=Proof("executed", f"PEFT was given the config on {where}"),
             fixes=fixes or (Fix(_by_hand(case, named), "manual"),),
             explains=("attaches",),
         )  # fmt: skip
@@ -232,21 +253,33 @@ def _named(case: Case, message: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word in fields and word not in _NOT_TRIED]
 
 
-def _fixes(case: Case, message: str) -> Iterator[Fix]:
-    """One edit each with which PEFT takes the config at full size."""
-    named = _named(case, message)
-    own = [key for key in case.recipe.adapter_values() if key not in _NOT_TRIED]
+def _of_wrong_type(case: Case) -> set[str]:
+    """Keys with a value of another type than is declared, which LD223 tells."""
+    if not case.has("misused_values"):
+        return set()
+    values = written_values(case)
+    return {values[one.number].recipe_key for one in case.misused_values.found}
+
+
+def _fixes(case: Case, named: list[str], others: set[str]) -> Iterator[Fix]:
+    """One edit each with which PEFT takes the config at full size, as far as that can be tried.
+    ``others``: keys that are another rule's."""
+    own = [key for key in case.recipe.adapter_values() if key not in _NOT_TRIED | others]
     number = next((key for key in named if type(case.recipe.get(key)) is int), None)
     sizes = _sizes(case.structure, case.recipe, int(case.recipe.get(number))) if number else []
-    for size in sizes:
-        edit = Edit(str(number), size)
-        if _accepted(case, edit):
-            yield Fix(f"Set {number} to {size}, which suits these layers.", "unsafe", (edit,))
+    edits = [Edit(str(number), size) for size in sizes]
+    edits += [Edit(key, REMOVE) for key in sorted(own, key=lambda key: key not in named)[:_MOST]]
+    for edit in edits:
+        try:
+            accepted = _accepted(case, edit)
+        except EvidenceError:
+            return  # a limit struck, and would again
+        if accepted and edit.value is not REMOVE:
+            yield Fix(f"Set {edit.key} to {edit.value}, which suits these layers.", "unsafe",
+                      (edit,))  # fmt: skip
             return
-    for key in sorted(own, key=lambda key: key not in named)[:_MOST]:
-        edit = Edit(key, REMOVE)
-        if _accepted(case, edit):
-            yield Fix(f"Remove {key}: PEFT then uses its default.", "unsafe", (edit,))
+        if accepted:
+            yield Fix(f"Remove {edit.key}: PEFT then uses its default.", "unsafe", (edit,))
 
 
 def _sizes(structure: Structure, recipe: Recipe, value: int) -> list[int]:
