@@ -14,7 +14,9 @@ import pytest
 from lora_doctor.evidence.first_batch import shown
 from lora_doctor.evidence.own_rows import Maker
 from lora_doctor.evidence.plain_values import NotFollowedError
+from lora_doctor.recipe.program.own_rows import Describer
 from lora_doctor.static.named_file import rows_file
+from lora_doctor.static.program.program import read_program
 
 NESTED = "    x = y = [1]\n    for i in range(60):\n        x = [x, x]\n        y = [y, y]\n"
 LONG = "    s = 'a' * 190000\n    x = list(range(190000))\n"
@@ -118,3 +120,23 @@ def test_a_message_shows_the_beginning_of_what_it_quotes() -> None:
     assert shown(KeyError("label")) == "'label'"
     assert shown(KeyError("x" * 400)) == f"'{'x' * 50}...'"
     assert shown(ValueError(f"no '{'y' * 60}', but 'z'")) == f"no '{'y' * 50}...', but 'z'"
+
+
+def test_functions_share_what_they_change(tmp_path: Path) -> None:
+    """A first `map` fills the names of the labels, and the second one reads them."""
+    path = tmp_path / "train.py"
+    path.write_text("import functools\nids, other = {}, {}\nfunctools.partial([ids, other, ids])")
+    (call,) = (one for one in read_program(path, path.read_bytes()).calls)
+    described = Describer((), None, None, tmp_path).node(call.value("func", 0))
+    first, other, again = described["items"]
+    assert first == again and first["same"] != other["same"]
+    maker = Maker(None, None)
+
+    def function(code: str, names: dict[str, Any]) -> Any:
+        return maker.value({"is": "function", "code": code, "line": 1, "names": names})
+
+    learn = function("def f(row):\n    ids.setdefault(row, len(ids))", {"ids": first})
+    use = function("def f(row):\n    return ids[row]", {"ids": again})
+    learn("a"), learn("b")
+    assert use("b") == 1
+    assert function("lambda: len(ids)", {"ids": other})() == 0

@@ -385,7 +385,7 @@ def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
                 raise _ProgramError("batch", error)
 
 
-def shown(error: BaseException) -> str:
+def shown(error: Exception) -> str:
     """What it says, without the most of what it quotes of a row: reports go to others."""
     return _LONG_QUOTE.sub(r"\1...", " ".join(text_of(error).split()))[:400]
 

@@ -60,6 +60,8 @@ class Maker:
         self.tokenizer = tokenizer
         self.model = model
         self.budget = Budget()
+        #: What functions may change, by its number: what one does to it, the next one sees.
+        self._made: dict[int, Any] = {}
         #: Line of the program's call that is being made.
         self.line = 0
 
@@ -69,7 +71,12 @@ class Maker:
         Raises:
             NotFollowedError: it cannot be made here.
         """
-        return getattr(self, f"_{node['is']}")(node)
+        if "same" not in node:
+            return getattr(self, f"_{node['is']}")(node)
+        number = node["same"]
+        if number not in self._made:
+            self._made[number] = getattr(self, f"_{node['is']}")(node)
+        return self._made[number]
 
     def _unknown(self, node: Mapping[str, Any]) -> Any:
         raise NotFollowedError("not known")

@@ -44,6 +44,8 @@ _FILES = ("builtins.open", "json.load", "json.loads", "csv.DictReader")
 _IN_PLACE = frozenset({"set_format", "reset_format", "set_transform"})
 #: Keys of a dictionary that were numbers or constants, as far as their text tells.
 _NO_TEXT = re.compile(r"-?\d[\d._e]*|True|False|None")
+#: Kinds of descriptions of what a function may change where it stands.
+_CHANGEABLE = frozenset({"list", "set", "dict", "object"})
 _DEEPEST = 40
 _MOST_NODES = 20_000
 #: Arguments about how, or where, something is done, and not what is made.
@@ -73,6 +75,9 @@ class Describer:
     _count: int = 0
     _open: list[int] = field(default_factory=list)
     _stores: dict[int, dict[str, int]] = field(default_factory=dict)
+    #: By the identity of what functions may change, its number: it is one object for all of them.
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _kept: list[Value | None] = field(default_factory=list)
 
     def node(self, value: Value | None) -> Node:
         """The description of a value.
@@ -91,9 +96,13 @@ class Describer:
             raise NotPlainError(value)  # a function that calls itself
         self._open.append(id(value))
         try:
-            return self._of(value)
+            found = self._of(value)
         finally:
             self._open.pop()
+        if found["is"] in _CHANGEABLE:
+            self._kept.append(value)  # so that no other gets its identity
+            found["same"] = self._numbers.setdefault(_identity(value), len(self._numbers))
+        return found
 
     def _of(self, value: Value | None) -> Node:
         if value is None:
@@ -252,6 +261,15 @@ class Describer:
             except NotPlainError:
                 found[name] = {"is": "unknown"}
         return found
+
+
+def _identity(value: Value | None) -> int:
+    """The same for the value wherever a name of it is read."""
+    if isinstance(value, Items):
+        return id(value.items)
+    if isinstance(value, Mapping):
+        return id(value.entries)
+    return id(value.attributes if isinstance(value, Instance) else value)
 
 
 def _methods(of: Class) -> dict[str, Function]:
