@@ -140,3 +140,5 @@ def test_functions_share_what_they_change(tmp_path: Path) -> None:
     learn("a"), learn("b")
     assert use("b") == 1
     assert function("lambda: len(ids)", {"ids": other})() == 0
+    keep = function("def f(row, seen=[]):\n    seen.append(row)\n    return len(seen)", {})
+    assert [keep("a"), keep("b"), keep("c", [])] == [1, 2, 1]

@@ -81,6 +81,8 @@ class PlainFunction:
         self.budget = budget
         self.line = line
         self.owner = owner
+        #: Values of defaults, made once: a list among them is the same in each call.
+        self.defaults: dict[str, Any] = {}
         self.__name__ = getattr(code, "name", "<lambda>")
 
     def __reduce__(self) -> Any:
@@ -88,7 +90,9 @@ class PlainFunction:
 
     def bound(self, owner: Any) -> PlainFunction:
         """The method of an object."""
-        return PlainFunction(self.code, self.names, self.budget, self.line, owner)
+        found = PlainFunction(self.code, self.names, self.budget, self.line, owner)
+        found.defaults = self.defaults
+        return found
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         budget = self.budget
@@ -132,7 +136,9 @@ class PlainFunction:
         outer = _Frame(self, {})
         for name, default in defaults.items():
             if name not in found:
-                found[name] = outer.value(default)
+                if name not in self.defaults:
+                    self.defaults[name] = outer.value(default)
+                found[name] = self.defaults[name]
         if set(found) < {*places, *only}:
             raise NotFollowedError("arguments")
         return found
