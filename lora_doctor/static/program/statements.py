@@ -89,7 +89,6 @@ class Statements(Bindings):
     loops: list[Loop]
     #: What is imported from libraries; the ``try`` blocks around that are ready for its failure.
     imports: list[ImportedName]
-    attribute_reads: list[AttributeRead]
     guarded: int
     #: What is read off libraries' objects.
     attribute_reads: list[AttributeRead]
