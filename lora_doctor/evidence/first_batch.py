@@ -289,7 +289,7 @@ class _Run:
 
     def _trainer(self, model: Any, train: Any, given: dict[str, Any], folder: str) -> Any:
         arguments = self._arguments(folder)
-        known = _taken(self.cls)
+        known = refused_trainer.taken(self.cls)
         named = "processing_class" if "processing_class" in known else "tokenizer"
         if is_of_trl(self.cls) or self.plan["tokenizer_given"]:
             if self.tokenizer is None:
@@ -397,19 +397,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             return
         yield seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _taken(cls: Any) -> set[str]:
-    """The arguments of a trainer; where it hands all of them on, those of its base."""
-    found: set[str] = set()
-    for owner in cls.__mro__:
-        if "__init__" not in vars(owner):
-            continue
-        parameters = inspect.signature(owner.__init__).parameters.values()
-        found.update(one.name for one in parameters)
-        if not any(one.kind is one.VAR_POSITIONAL for one in parameters):
-            break
-    return found
 
 
 def _adapted(model: Any, adapter: Any) -> Any:

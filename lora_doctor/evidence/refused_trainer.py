@@ -154,7 +154,7 @@ class Maker:
 
     def _make(self, rows: Any, arguments: Any, config: Any, given: dict[str, Any]) -> Any:
         model = copy.deepcopy(self.model)
-        known = inspect.signature(self.cls.__init__).parameters
+        known = taken(self.cls)
         if given.pop("ref_model", None) is not None:
             given["ref_model"] = model if self.trainer["own_reference"] else copy.deepcopy(model)
         adapter = config if config is not None else loading.peft_config(self.recipe)
@@ -188,7 +188,7 @@ class Maker:
                 if isinstance(values.get(name), str)]  # fmt: skip
 
     def _needed(self) -> dict[str, Any]:
-        known = inspect.signature(self.cls.__init__).parameters
+        known = taken(self.cls)
         return {"reward_funcs": [no_reward]} if "reward_funcs" in known else {}
 
     def _other(self, name: str) -> Any:
@@ -316,6 +316,19 @@ def class_named(name: str) -> Any:
         return named(name)
     except Exception as error:
         raise EvidenceError(f"{name} cannot be imported: {type(error).__name__}") from error
+
+
+def taken(cls: Any) -> set[str]:
+    """The arguments of a trainer; where it hands all of them on, those of its base."""
+    found: set[str] = set()
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(owner.__init__).parameters.values()
+        found.update(one.name for one in parameters)
+        if not any(one.kind is one.VAR_POSITIONAL for one in parameters):
+            break
+    return found
 
 
 def own_arguments_class(cls: Any) -> str:
