@@ -333,9 +333,17 @@ def _aliases(value: ast.expr | None) -> Iterator[str]:
                         yield part.value
 
 
-def _named_classes(module: str, base: ast.expr) -> Iterator[tuple[str, str]]:
+def _named_classes(module: str, base: ast.expr) -> tuple[tuple[str, str], ...]:
     """The modules and names that an expression in this module may stand for."""
-    name = ast.unparse(base).rpartition(".")[2]
+    return _named(module, ast.unparse(base).rpartition(".")[2])
+
+
+@functools.lru_cache(maxsize=8192)
+def _named(module: str, name: str) -> tuple[tuple[str, str], ...]:
+    return tuple(_find_named(module, name))
+
+
+def _find_named(module: str, name: str) -> Iterator[tuple[str, str]]:
     tree = _tree(module)
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -360,6 +368,7 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join([*kept, *([node.module] if node.module else [])])
 
 
+@functools.lru_cache(maxsize=8192)
 def _class_in(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
     """The class and the module that has it: this one, or the one that it hands on."""
     tree = _tree(module)
