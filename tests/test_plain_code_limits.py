@@ -79,6 +79,8 @@ def test_plain_work_on_a_full_set_is_followed() -> None:
     assert len(worked_out(group, steps=60_000)) == 1875
     render = "    return '{a}: {b:>5.2f}'.format(a=row['text'], b=1.5) + f'{2:04d}'\n"
     assert worked_out(render, steps=100) == "a:  1.500002"
+    mapped = "    return '<{text}>'.format_map(row) + '{text}{x}'.format(**row, x=1)\n"
+    assert worked_out(mapped, steps=100) == "<a>a1"
     named = "    return {'labels': names.index(row['text']), 'n': len(set(names))}\n"
     assert worked_out(named, steps=100, names="bca") == {"labels": 2, "n": 3}
 

@@ -365,7 +365,9 @@ class _Frame(Statements):
         raise NotFollowedError(name)
 
     def _call(self, node: ast.Call) -> Any:
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        if isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "format", "format_map",
+        ):  # fmt: skip
             return self._formatted(node)
         called = self.value(node.func)
         given = list(self._elements(node.args))
@@ -402,11 +404,16 @@ class _Frame(Statements):
             if (name and not name.isidentifier() and not name.isdigit()) or is_wide(spec or ""):
                 raise NotFollowedError("format")
         given = list(self._elements(node.args))
-        named = {}
+        named: dict[str, Any] = {}
+        if node.func.attr == "format_map":
+            if len(given) != 1 or not is_dictionary(given[0]):
+                raise NotFollowedError("format_map")
+            named.update(given.pop())
         for one in node.keywords:
-            if one.arg is None:
+            more = self.value(one.value)
+            if one.arg is None and not is_dictionary(more):
                 raise NotFollowedError("format")
-            named[one.arg] = self.value(one.value)
+            named.update(more if one.arg is None else {one.arg: more})
         if not all(is_plain(one) for one in (*given, *named.values())):
             raise NotFollowedError("format")
         spend_on_format(self.budget, fields, (*given, *named.values()))
