@@ -58,6 +58,7 @@ def f(row):
     row = {**row, "more": [*row["tags"], 9]}
     return [twice(x) for x in (a, b) if x], c, row["more"][-1], 3 < len(a) <= 4, a and b
 """,
+    "format map": 'def f(row):\n    return "{question} {text}".format_map(row)\n',
     "missing key": 'def f(row):\n    return row["text"]\n',
     "wrong kind": 'def f(row):\n    return row["answer"] + row["tags"]\n',
 }
@@ -68,7 +69,6 @@ REFUSED = {
     "subclasses": 'return "".__class__.__mro__[1].__subclasses__()',
     "globals": "return f.__globals__",
     "format of an attribute": 'return "{0.__class__}".format(row)',
-    "format map": 'return "{a}".format_map(row)',
     "eval": 'return eval("1")',
     "getattr": 'return getattr(row, "keys")',
     "type": 'return type("A", (), {})',
