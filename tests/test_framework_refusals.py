@@ -13,7 +13,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.format import format_named, framework_named, remarks_of
 from lora_doctor.recipe.files.named_paths import absent_paths
 from lora_doctor.recipe.files.read_write import read_recipe
-from lora_doctor.recipe.files.refusals import none_of_the_choices
+from lora_doctor.recipe.files.refusals import nearest, none_of_the_choices
 from lora_doctor.recipe.keys import config_fields
 from lora_doctor.results.finding import Finding
 from lora_doctor.static.installed.environment import known_architectures
@@ -488,3 +488,17 @@ def test_arguments_of_other_commands_of_a_framework_are_known(tmp_path: Path) ->
     assert "LD530" not in found(tmp_path, text, "grpo.sh")
     text = "swift export --model arch:llama --adapters mine --merge_lora true\n"
     assert "LD530" not in found(tmp_path, text, "merge.sh")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("chatlm", ["chatml"]),  # swapped letters, which difflib takes for two mistakes
+        ("qwen2_v", ["qwen2_vl"]),
+        ("chatglm", ["chatglm4", "chatglm3"]),  # none is nearer: a person says which
+        ("default", []),
+    ],
+)
+def test_a_value_that_may_have_been_meant(written: str, meant: list[str]) -> None:
+    names = ("chatglm3", "chatglm4", "chatml", "qwen2", "qwen2_vl")
+    assert nearest(written, names, 0.85) == meant

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,8 @@ _NEAR = 0.8
 _SAME = 40
 #: How alike a mistyped name of an open list is: users may have names of their own.
 _NEARER = 0.85
+#: Choices that are named where as many are equally near.
+_NAMED = 3
 
 
 def both_on(pairs: Iterable[tuple[str, str]]) -> Iterator[Remark]:
@@ -123,9 +125,8 @@ def texts_for_others(
 def _closed(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:
     if _is_one(value, choices):
         return None
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=_NEAR)
-    what = f"takes {_listed(choices)}, not {value}"
-    return _remark(name, what, near[0] if near else "", origin)
+    near = nearest(value, choices, _NEAR)
+    return _remark(name, f"takes {_listed(choices)}, not {value}", near, origin)
 
 
 def _mistyped(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:
@@ -133,18 +134,33 @@ def _mistyped(name: str, value: str, choices: tuple[str, ...], origin: str) -> R
     in more than a number (a template of the next generation of a model is no mistake)."""
     if not choices or _is_one(value, choices):
         return None
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=_NEARER)
+    near = nearest(value, choices, _NEARER)
     if not near or _letters(near[0]) == _letters(value):
         return None
-    return _remark(name, f"has no {name} {value}; the nearest is {near[0]}", near[0], origin)
+    return _remark(name, f"has no {name} {value}; the nearest is {' or '.join(near)}", near, origin)
 
 
-def _remark(name: str, what: str, near: str, origin: str) -> Remark:
-    return Remark(
-        "refused", (name,), what, origin,
-        f"Write {near}." if near else "Write one of these.",
-        ((name, near),) if near else (), safe=bool(near),
-    )  # fmt: skip
+def nearest(value: str, choices: Collection[str], cutoff: float) -> list[str]:
+    """The choices that may have been meant; several where none is nearer than the others.
+
+    One with the same letters comes first: difflib takes two that are swapped for two mistakes, and
+    would rather have `chatglm4` for `chatlm` than `chatml`.
+    """
+    swapped = [one for one in choices if sorted(one) == sorted(value)]
+    if swapped:
+        return swapped
+    near = difflib.get_close_matches(value, choices, n=_NAMED, cutoff=cutoff)
+    ratios = [difflib.SequenceMatcher(None, one, value).ratio() for one in near]
+    return [one for one, ratio in zip(near, ratios, strict=True) if ratio == max(ratios)]
+
+
+def _remark(name: str, what: str, near: Sequence[str], origin: str) -> Remark:
+    if len(near) == 1:
+        return Remark(
+            "refused", (name,), what, origin, f"Write {near[0]}.", ((name, near[0]),), safe=True
+        )
+    words = f"Write the one that is meant: {' or '.join(near)}." if near else "Write one of these."
+    return Remark("refused", (name,), what, origin, words)
 
 
 def _is_one(value: str, choices: tuple[str, ...]) -> bool:
