@@ -118,7 +118,9 @@ def names(value: Any) -> list[str] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        raise ValueError("is a list of names")
+        # Executed: `modules_to_save="lm_head"` trains a copy of every module that ends in one of
+        # these letters, the whole model among them.
+        raise ValueError("is a list of names (PEFT takes each letter of a text for one)")
     checked = names_or_regex(value)
     return checked if isinstance(checked, list) else None
 
