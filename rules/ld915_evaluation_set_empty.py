@@ -9,11 +9,13 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
+    Location,
     Measurement,
+    Proof,
     Rule,
     Symptom,
 )
-from lora_doctor.rules._supervision import of_data, proof
+from lora_doctor.rules._supervision import of_data
 
 
 class EvaluationSetEmpty(Rule):
@@ -72,8 +74,15 @@ class EvaluationSetEmpty(Rule):
         yield self.finding(
             "warning",
             "The evaluation set has no rows: nothing will be measured on it.",
-            location=of_data(case),
+            location=_of_evaluation(case),
             evidence=(Measurement("rows", 0, "the evaluation set"),),
-            proof=proof(found),
+            proof=Proof("executed" if found.executed else "measured", "its rows were counted"),
             fixes=(Fix("Add rows to evaluate on.", "manual"),),
         )
+
+
+def _of_evaluation(case: Case) -> Location:
+    data = case.settings.data
+    if data is None or data.evaluation is None:
+        return of_data(case)
+    return Location("file", str(data.evaluation))
