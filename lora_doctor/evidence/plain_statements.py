@@ -19,7 +19,7 @@ from lora_doctor.evidence.plain_values import (
 #: Operations of one run.
 _MOST_STEPS = 3_000_000
 #: Of the processor, for these and for what the libraries do in between.
-_MOST_SECONDS = 40.0
+_MOST_SECONDS = 30.0
 
 
 class Left(Exception):
