@@ -81,6 +81,10 @@ def test_plain_work_on_a_full_set_is_followed() -> None:
     assert worked_out(render, steps=100) == "a:  1.500002"
     mapped = "    return '<{text}>'.format_map(row) + '{text}{x}'.format(**row, x=1)\n"
     assert worked_out(mapped, steps=100) == "<a>a1"
+    counted = "    n = 7\n    n -= 2\n    n *= 3\n    n //= 2\n    return n\n"
+    assert worked_out(counted, steps=100) == 7
+    with pytest.raises(NotFollowedError):
+        worked_out("    s = {1}\n    s -= {1}\n")
     named = "    return {'labels': names.index(row['text']), 'n': len(set(names))}\n"
     assert worked_out(named, steps=100, names="bca") == {"labels": 2, "n": 3}
 

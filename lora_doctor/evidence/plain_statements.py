@@ -134,16 +134,16 @@ class Statements(ABC):
             self.bind(node.target, self.value(node.value))
 
     def _augassign(self, node: ast.AugAssign) -> None:
-        if not isinstance(node.op, ast.Add):
-            raise NotFollowedError("augmented assignment")
         target: Any = node.target
         old = self.value(_as_read(target))
         new = self.value(node.value)
-        if isinstance(old, list):
+        if isinstance(old, list) and isinstance(node.op, ast.Add):
             old += new
             self.bind(target, short(old))
+        elif isinstance(old, (list, set)) or is_dictionary(old):
+            raise NotFollowedError("augmented assignment")  # changes what others hold, too
         else:
-            self.bind(target, self.combined(ast.Add, old, new))
+            self.bind(target, self.combined(type(node.op), old, new))
 
     def _if(self, node: ast.If) -> None:
         self.block(node.body if self.truth(node.test) else node.orelse)

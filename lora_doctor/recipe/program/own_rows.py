@@ -246,7 +246,12 @@ class Describer:
         if value.of is None:
             return found
         found["class"] = value.of.name
-        found["methods"] = {name: self._function(one) for name, one in _methods(value.of).items()}
+        found["methods"] = {
+            name: self._function(one)
+            for name, one in _methods(value.of).items()
+            # what a decorator makes of a method is not known; without it nothing reaches it
+            if name == "__init__" or not getattr(one.node, "decorators", ())
+        }
         if value.made is not None:
             given, named = value.made
             found["given"] = [self.node(one.value) for one in given]
