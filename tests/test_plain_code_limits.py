@@ -125,7 +125,11 @@ def test_files_that_are_no_rows_are_not_read(tmp_path: Path) -> None:
 def test_a_message_shows_the_beginning_of_what_it_quotes() -> None:
     assert shown(KeyError("label")) == "'label'"
     assert shown(KeyError("x" * 400)) == f"'{'x' * 50}...'"
-    assert shown(ValueError(f"no '{'y' * 60}', but 'z'")) == f"no '{'y' * 50}...', but 'z'"
+    assert shown(ValueError(f"no '{'y' * 61}', but 'z'")) == f"no '{'y' * 50}...', but 'z'"
+    told = (
+        "Column to remove ['txt'] not in the dataset. Don't. Current columns in the set: ['text']"
+    )
+    assert shown(ValueError(told)) == told
 
 
 def test_functions_share_what_they_change(tmp_path: Path) -> None:

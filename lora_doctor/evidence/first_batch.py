@@ -54,7 +54,7 @@ _NOT_OF_ROWS = re.compile(r"does not require grad|CUDA|bitsandbytes|flash[_-]?at
 
 
 #: What a message quotes of a row beyond what shows which it is.
-_LONG_QUOTE = re.compile(r"""((['"])(?:(?!\2).){50})(?:(?!\2).)+(?=\2)""")
+_QUOTE = re.compile(r"""(?<!\w)(['"])(.*?)\1""")
 #: Packages that say nothing about rows.
 _OTHERS = ("peft/", "bitsandbytes/", "accelerate/")
 
@@ -387,7 +387,12 @@ def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
 
 def shown(error: Exception) -> str:
     """What it says, without the most of what it quotes of a row: reports go to others."""
-    return _LONG_QUOTE.sub(r"\1...", " ".join(text_of(error).split()))[:400]
+    said = " ".join(text_of(error).split())
+    return _QUOTE.sub(lambda one: f"{one[1]}{_beginning(one[2])}{one[1]}", said)[:400]
+
+
+def _beginning(quoted: str) -> str:
+    return quoted if len(quoted) <= 60 else f"{quoted[:50]}..."
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
