@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_doctor.rule_api import (
     Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -93,6 +94,9 @@ class OtherKeysMatchNothing(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        written = case.asked.written
+        if written is not None and written.around and not case.has("dry_run"):
+            raise EvidenceError(f"{written.around} may have such parts, and is not built here")
         structure = case.structure
         require_named_layers(case.recipe)
         if not structure.injection.ok:

@@ -263,3 +263,16 @@ def test_a_buffer_that_is_computed_again_trains(tmp_path: Path, worker: Worker) 
     diagnosis = checked(folder, worker)
     assert [finding.message for finding in diagnosis.findings] == []
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed"
+
+
+def test_a_class_of_the_script_around_the_model_may_have_what_the_model_lacks(
+    worker: Worker,
+) -> None:
+    """Its head is saved, and trains: only what is inside it is looked at, and that is said."""
+    script = Path(__file__).parent / "scripts" / "own_class_around_the_model.py"
+    diagnosis = lora_doctor.check(script, depth="meta", worker=worker)
+    assert not diagnosis.findings
+    (note,) = (note for note in diagnosis.notes if "is not built" in note.text)
+    assert note.text.startswith("Regressor (") and ":21)" in note.text and note.is_gap
+    (skipped,) = (one for one in diagnosis.skipped if one.rule == "LD209")
+    assert "may have such parts" in skipped.reason

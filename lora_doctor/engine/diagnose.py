@@ -115,6 +115,9 @@ def _notes_on_program(case: Case) -> tuple[Note, ...]:
     alone = case.settings.depth == "static" and case.source.kind == "script"
     why = written.out_of_reach if alone else ""
     unread = [Note("not-observed", f"only the script was read: {why}", why)] if why else []
+    if written.around and not case.has("dry_run"):
+        text = "is not built: its own layers are not looked at, only the model inside it"
+        unread.append(Note("not-proven", f"{written.around} {text}"))
     return (*(Note("choice", text) for text in (*start, *gpu, *written.other_releases)), *rest,
             *unread)  # fmt: skip
 

@@ -27,6 +27,8 @@ class Written:
     first_rounds: tuple[str, ...] = ()
     #: Releases that it asks for where others are installed, each as a sentence.
     other_releases: tuple[str, ...] = ()
+    #: The class of its own around the model, on which it puts the adapters, and where; else empty.
+    around: str = ""
     #: Why the model that it names cannot be looked at; empty where it can.
     out_of_reach: str = ""
     #: The content of the file that was read, where that is a program.

@@ -41,6 +41,7 @@ from lora_doctor.recipe.program.pins import other_releases
 from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter
 from lora_doctor.recipe.program.setup import Setting, Setup, is_program
 from lora_doctor.recipe.program.switches import checkpointing, mixed_precision
+from lora_doctor.recipe.program.wrapping import around_the_model
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
 from lora_doctor.static.adapter_files import CONFIG
@@ -371,6 +372,7 @@ class _Reader:
                 for loop, rounds in self.program.first_rounds
             ),
             other_releases=other_releases(self.program),
+            around=around_the_model(self.program.calls),
             data=self.program.data,
             arguments=self.program.arguments,
             start=self.program.start,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lora_doctor.recipe.program.objects import (
     is_loader,
@@ -17,7 +17,7 @@ from lora_doctor.recipe.program.objects import (
 )
 from lora_doctor.recipe.program.order import Slip, adapted_by, slip
 from lora_doctor.recipe.program.setup import Setup
-from lora_doctor.static.program.values import Call, Thing, Value
+from lora_doctor.static.program.values import Call, Instance, Thing, Value
 
 _COMPILES = "torch.compile"
 #: What puts adapters into a model that is there.
@@ -109,6 +109,16 @@ def _compiled(value: Value | None) -> Call | None:
     if call is None or call.name != _COMPILES or not call.certain:
         return None
     return call if loader_of(call.value("model", 0)) is not None else None
+
+
+def around_the_model(calls: Iterable[Call]) -> str:
+    """Where the adapters are put on an object of a class of the program's, which holds the loaded
+    model: the class and the place; empty where they are not."""
+    for call in calls:
+        model = call.value("model", 0) if is_wrap(call) and call.certain else None
+        if isinstance(model, Instance) and model.of is not None:
+            return f"{model.of.name} ({call.place})"
+    return ""
 
 
 def adapted_part(setup: Setup) -> tuple[Call, str] | None:
