@@ -39,6 +39,7 @@ _MOST = 6
 #: What PEFT raises for a setting that it refuses; it raises others for other things, too.
 _ABOUT_SETTINGS = ("ValueError", "TypeError")
 _REFUSALS = (*_ABOUT_SETTINGS, "NotImplementedError")
+_NOT_ABOUT_SETTINGS = ("ImportError", "ModuleNotFoundError")
 
 #: What PEFT says where it does not find a size of the model for a prompt (LD506).
 _SIZE_OF_MODEL = re.compile(r"Please specify `\w+` in `peft_config`")
@@ -204,10 +205,10 @@ class AdapterSettingsRefused(Rule):
         by_peft = error.type in _REFUSALS and says_why(error.traceback)
         if any(one.key == "target_modules" for one in injection.unmatched):
             return  # what is refused then is a name
-        if _SIZE_OF_MODEL.search(error.message):
-            return  # what is missing then is a size that the model's config does not have
+        if _SIZE_OF_MODEL.search(error.message) or error.type in _NOT_ABOUT_SETTINGS:
+            return  # what is missing then is a size in the model's config, or a package
         named = _named(case, error.message)
-        fixes = tuple(_fixes(case, named, set() if by_peft else _of_wrong_type(case)))
+        fixes = tuple(_fixes(case, named, set() if by_peft else _of_other_rules(case)))
         if not fixes and not (by_peft and error.type in _ABOUT_SETTINGS):
             return  # no setting is the reason
         kind = f"this {case.recipe.peft_type} adapter"
@@ -253,12 +254,14 @@ def _named(case: Case, message: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word in fields and word not in _NOT_TRIED]
 
 
-def _of_wrong_type(case: Case) -> set[str]:
-    """Keys with a value of another type than is declared, which LD223 tells."""
+def _of_other_rules(case: Case) -> set[str]:
+    """Token ids without a row, which LD630 tells, and keys with a value of another type than is
+    declared, which LD223 tells."""
+    keys = {"trainable_token_indices"}
     if not case.has("misused_values"):
-        return set()
+        return keys
     values = written_values(case)
-    return {values[one.number].recipe_key for one in case.misused_values.found}
+    return keys | {values[one.number].recipe_key for one in case.misused_values.found}
 
 
 def _fixes(case: Case, named: list[str], others: set[str]) -> Iterator[Fix]:

@@ -35,7 +35,7 @@ def test_each_cause_is_told_from_the_others(worker: Worker) -> None:
     assert "no forward runs" in found["never_run"]
     assert "weight is read" in found["read_only"] and "models.py:" in found["read_only"]
     assert "gradients disabled" in found["silent"] and "models.py:" in found["silent"]
-    assert "not reach the loss" in found["dropped"]
+    assert "no gradient flows back" in found["dropped"]
     assert "exactly zero" in found["alone"]
 
 

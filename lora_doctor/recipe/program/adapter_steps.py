@@ -171,7 +171,8 @@ def _inner(call: Call, alone: bool) -> bool | None:
         inside = re.fullmatch(rf"\w+\.{_INNER}", call.receiver.code) is not None
         return True if inside and alone else None
     since = [one.method for one in itertools.takewhile(_is_no_wrap, makers(call.receiver))]
-    return False if _SAME.issuperset(since) else None
+    inside = since[:1] == [_INNER]
+    return inside if _SAME.issuperset(since[1:] if inside else since) else None
 
 
 def _is_no_wrap(call: Call) -> bool:
