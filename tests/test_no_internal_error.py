@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lora_doctor.cli.main import main
 from lora_doctor.engine.child_failures import read_answer
 from lora_doctor.errors import EvidenceError
 from lora_doctor.results.structure import Structure
@@ -41,6 +42,25 @@ def shell(command: str, cwd: Path, **env: str) -> Result:
         env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **env},
     )  # fmt: skip
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        # What is loaded may be a text, and is looked for as a file: no file has such a name.
+        ("train.py", "import yaml\nfrom peft import LoraConfig\n"
+                     "text = yaml.safe_load('lr: 1\\n# {long}')\nLoraConfig(r=8)\n"),
+        ("train.yaml", "adapter: lora\nbase_model: {long}\ndatasets: [{{path: {long}}}]\n"),
+    ],
+    ids=["script", "set-up"],
+)  # fmt: skip
+def test_a_text_that_is_too_long_for_a_file_name(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text.format(long="b" * 5000))
+    code = main(["check", str(tmp_path / name), "--depth", "static"])
+    told = capsys.readouterr()
+    assert code in (0, 2) and "internal error" not in told.err, told.err
 
 
 CHECK = "LORA check model --depth static --output-format json"

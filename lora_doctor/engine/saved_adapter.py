@@ -153,7 +153,7 @@ def _why(error: Exception) -> str:
 def _base_folder(adapter: AdapterFiles) -> Path | None:
     """The folder that the config of an adapter here names as its base model, if it is one."""
     name = adapter.base_model
-    return Path(name) if name and "\0" not in name and Path(name).is_dir() else None
+    return named_folder(name, (Path(),)) if name else None
 
 
 def onto_base(

@@ -6,6 +6,7 @@ and shapes are read off it where it lies in a folder.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +169,9 @@ def base_class_of(config: dict[str, Any]) -> str:
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether the folder holds an adapter and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    """Whether the folder holds an adapter and no model. Never raises, however long its name is."""
+    held = (os.path.isfile(folder / name) for name in (CONFIG, "config.json"))
+    return next(held) and not next(held)
 
 
 def weights_beside(file: Path) -> str | None:

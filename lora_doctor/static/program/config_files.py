@@ -14,6 +14,7 @@ import libcst as cst
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import JSON_ITEMS, PYTHON_BYTES, check_items, count_items, step
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.program.toml_file import of_toml
 from lora_doctor.static.program.units import Span, Unit
@@ -198,7 +199,7 @@ def _scalar(text: str) -> Any:
 
 def loaded(follower: Context, name: str, kind: str) -> Value | None:
     """The content of a file, found from here or from the folder of the program."""
-    path = next((p for p in (Path(name), follower.folder / name) if p.is_file()), None)
+    path = named_file(name, (Path(), follower.folder))
     if path is None:
         return None
     try:
