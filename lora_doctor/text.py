@@ -152,17 +152,17 @@ def where(error: BaseException) -> str:
     if not frames:
         return ""
     telling = [frame for frame in frames if not _is_library(frame.filename)]
-    foreign = [frame for frame in frames if not _short_file(frame.filename).startswith(_OURS)]
+    foreign = [frame for frame in frames if not short_file(frame.filename).startswith(_OURS)]
     if not (telling or foreign):
         return ""
     frame = (telling or foreign)[-1]
-    return f"{_short_file(frame.filename)}:{frame.lineno}"
+    return f"{short_file(frame.filename)}:{frame.lineno}"
 
 
 def raised_at(error: BaseException) -> str:
     """``file.py:line`` of the innermost frame, whose ever it is; empty without one."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{_short_file(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{short_file(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
 
 
 def calling_line() -> str:
@@ -171,7 +171,7 @@ def calling_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         if not _is_library(frame.f_code.co_filename):
-            return f"{_short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
+            return f"{short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 
@@ -205,11 +205,12 @@ def _short_reprs(text: str) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    short = _short_file(filename)
+    short = short_file(filename)
     return short.split("/")[0] in _LIBRARY_FRAMES or filename.startswith("<")
 
 
-def _short_file(filename: str) -> str:
+def short_file(filename: str) -> str:
+    """A file of a traceback: of an installed package, or of ours, from the package on."""
     parts = Path(filename).parts
     for folder in ("site-packages", "dist-packages", "transformers_modules"):
         if folder in parts:

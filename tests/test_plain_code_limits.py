@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.evidence.first_batch import shown
 from lora_doctor.evidence.own_rows import Maker
 from lora_doctor.evidence.plain_values import NotFollowedError
+from lora_doctor.evidence.stages import shown
 from lora_doctor.recipe.program.own_rows import Describer
 from lora_doctor.static.named_file import rows_file
 from lora_doctor.static.program.program import read_program

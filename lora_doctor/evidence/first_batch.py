@@ -11,10 +11,8 @@ import copy
 import dataclasses
 import inspect
 import itertools
-import re
 import tempfile
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, refused_trainer
 from lora_doctor.evidence.own_rows import Maker, as_collator, as_rows
 from lora_doctor.evidence.plain_values import NotFollowedError
-from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.evidence.refused_arguments import release
 from lora_doctor.evidence.refused_trainer import class_named, is_of_trl, new_arguments, quietly
+from lora_doctor.evidence.stages import ProgramError, Stage, raised_at, shown
 from lora_doctor.evidence.tokenizer import load_tokenizer
 from lora_doctor.model import loading
 from lora_doctor.recipe.recipe import Recipe
@@ -49,23 +48,6 @@ _LARGE = 64_000
 _LOGITS = 60_000_000
 #: Parameters of the tiny model beside its embeddings, and its width.
 _INNER, _WIDTH, _TABLES = 5_000_000, 64, 2
-#: Settings of PEFT or torch that are no matter of the rows.
-_NOT_OF_ROWS = re.compile(r"does not require grad|CUDA|bitsandbytes|flash[_-]?attn|kernels?\b")
-
-
-#: What a message quotes of a row beyond what shows which it is.
-_QUOTE = re.compile(r"""(?<!\w)(['"])(.*?)\1""")
-#: Packages that say nothing about rows.
-_OTHERS = ("peft/", "bitsandbytes/", "accelerate/")
-
-
-class _ProgramError(Exception):
-    """What was raised at a stage, of the program's doing."""
-
-    def __init__(self, stage: str, error: Exception) -> None:
-        super().__init__(stage)
-        self.stage = stage
-        self.error = error
 
 
 def gather(
@@ -145,7 +127,7 @@ class _Run:
             report_progress("making the trainer with its rows")
             trainer = self._trainer(copy.deepcopy(model), train, given, folder)
             self._batches(trainer)
-        except _ProgramError as found:
+        except ProgramError as found:
             self._require_ours_works(found.stage, folder)
             return self._answer(maker, found)
         return self._answer(maker)
@@ -157,14 +139,14 @@ class _Run:
             train = self._set(maker)
             given = self._given(maker)
             report_progress("collating its rows")
-            with _stage("batch"):
+            with Stage("batch"):
                 size = min(self.plan["batch_size"], _ROWS)
                 batches = list(
                     itertools.islice(self.cls(train, batch_size=size, **given), _BATCHES)
                 )
             self.batches = len(batches)
             _require_tensors(batches, loading.Loader(self.source, self.recipe).model_class)
-        except _ProgramError as found:
+        except ProgramError as found:
             return self._answer(maker, found)
         return self._answer(maker)
 
@@ -175,19 +157,19 @@ class _Run:
 
     def _set(self, maker: Maker) -> Any:
         report_progress("making the rows")
-        with _stage("rows"):
+        with Stage("rows"):
             train = as_rows(maker.value(self.plan["train"]))
         self._count(train)
         return train
 
     def _given(self, maker: Maker) -> dict[str, Any]:
         """What else the trainer is given of the program's."""
-        with _stage("collator"):
+        with Stage("collator"):
             given = {n: as_collator(maker.value(o)) for n, o in self.plan["with"].items()}
         maker.line = maker.budget.line = 0
         return given
 
-    def _answer(self, maker: Maker, found: _ProgramError | None = None) -> FirstBatch:
+    def _answer(self, maker: Maker, found: ProgramError | None = None) -> FirstBatch:
         answer = FirstBatch(
             release(self.cls.__module__.partition(".")[0]), self.rows, self.batches,
             columns=self.columns, one_label=self.one_label,
@@ -200,7 +182,7 @@ class _Run:
             stage=found.stage,
             kind=type(error).__name__,
             message=shown(error),
-            raised_at=_raised_at(error),
+            raised_at=raised_at(error),
             line=maker.budget.line or maker.line,
         )
 
@@ -305,7 +287,7 @@ class _Run:
             given["peft_config"] = adapter
         else:
             model = _adapted(model, adapter)
-        with _stage("trainer"):
+        with Stage("trainer"):
             return self.cls(model=model, args=arguments, train_dataset=train, **given)
 
     def _arguments(self, folder: str) -> Any:
@@ -330,7 +312,7 @@ class _Run:
 
     def _batches(self, trainer: Any) -> None:
         report_progress("collating its rows")
-        with _stage("batch"):
+        with Stage("batch"):
             loader = trainer.get_train_dataloader()
             found = list(itertools.islice(iter(loader), _BATCHES))
         self.batches = len(found)
@@ -343,32 +325,8 @@ class _Run:
         for batch in found:
             if _logits(trainer.model, batch) > _LOGITS:
                 return
-            with _stage("loss"):
+            with Stage("loss"):
                 trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
-
-
-class _stage:
-    """What is raised inside is of this stage, unless it says nothing about the program."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):
-            return
-        for one in _chain(error):
-            if isinstance(one, (NotFollowedError, EvidenceError)):
-                raise one from None
-            if is_out_of_memory(one) or isinstance(one, (ImportError, _ProgramError, OSError)):
-                return
-        said = f"{type(error).__name__}: {error}"
-        others = _raised_at(error).startswith(_OTHERS)
-        if others or NOT_THEIRS.search(said) or _NOT_OF_ROWS.search(said):
-            raise EvidenceError(said) from error
-        raise _ProgramError(self.name, error) from error
 
 
 def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
@@ -382,26 +340,7 @@ def _require_tensors(batches: Sequence[Any], model_class: Any) -> None:
                     f"{name} of a batch is a list of {len(value)} parts, where the model takes a "
                     "tensor"
                 )
-                raise _ProgramError("batch", error)
-
-
-def shown(error: Exception) -> str:
-    """What it says, without the most of what it quotes of a row: reports go to others."""
-    said = " ".join(text_of(error).split())
-    return _QUOTE.sub(lambda one: f"{one[1]}{_beginning(one[2])}{one[1]}", said)[:400]
-
-
-def _beginning(quoted: str) -> str:
-    return quoted if len(quoted) <= 60 else f"{quoted[:50]}..."
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    for _ in range(20):
-        if seen is None:
-            return
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+                raise ProgramError("batch", error)
 
 
 def _adapted(model: Any, adapter: Any) -> Any:
@@ -431,12 +370,3 @@ def _logits(model: Any, batch: Any) -> int:
     width = head.weight.shape[0] if head is not None else 1
     sizes = [one.numel() for one in batch.values() if hasattr(one, "numel")]
     return max(sizes, default=0) * width
-
-
-def _raised_at(error: BaseException) -> str:
-    """The last frame of a library in a traceback: a file from the package on, with the line."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        parts = Path(frame.filename).parts
-        if "site-packages" in parts and "lora_doctor" not in parts:
-            return f"{'/'.join(parts[parts.index('site-packages') + 1 :])}:{frame.lineno}"
-    return ""

@@ -155,25 +155,25 @@ class Statements(ABC):
     def _for(self, node: ast.For) -> None:
         for item in self.items(node.iter):
             self.bind(node.target, item)
-            try:
-                self.block(node.body)
-            except Left as left:
-                if left.how == "break":
-                    return
-                if left.how == "return":
-                    raise
+            if self._breaks(node.body):
+                return
         self.block(node.orelse)
 
     def _while(self, node: ast.While) -> None:
         while self.truth(node.test):
-            try:
-                self.block(node.body)
-            except Left as left:
-                if left.how == "break":
-                    return
-                if left.how == "return":
-                    raise
+            if self._breaks(node.body):
+                return
         self.block(node.orelse)
+
+    def _breaks(self, body: Sequence[ast.stmt]) -> bool:
+        """One round of a loop: whether it is left by ``break``."""
+        try:
+            self.block(body)
+        except Left as left:
+            if left.how == "return":
+                raise
+            return left.how == "break"
+        return False
 
     def _functiondef(self, node: ast.FunctionDef) -> None:
         if node.decorator_list:
