@@ -186,6 +186,7 @@ def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path
         ('[ignore]\nLD208 = ""', "ignore.LD208: give the reason"),
         ('[severity]\nLD208 = "fatal"', "severity.LD208: expected one of error, warning, info"),
         ('[set-ups.a]\nrecipe = "r.yaml"', "set-ups.a needs either model"),
+        ('[set-ups.a]\nmodle = "arch:llama"', "did you mean 'model'?"),
         ('[set-ups.a]\nmodel = "arch:llama"\nalpa = 1', "unknown key 'set-ups.a.alpa'"),
         ("trust-remote-code = true", "'trust-remote-code' can be given on the command line only"),
         ('rules = "mine"', "'rules' can be given on the command line only"),

@@ -231,6 +231,9 @@ def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
     where = f"set-ups.{name}"
     if not isinstance(table, Mapping):
         raise InputError(f"{file}: {where} is not a table")
+    own = ("model", "command", "budgets")
+    options = {key: value for key, value in table.items() if key not in own}
+    _check_keys(file, options, known, own, f"{where}.")
     model, command = (table.get(key, "") for key in ("model", "command"))
     if not (isinstance(model, str) and isinstance(command, str)) or bool(model) == bool(command):
         raise InputError(
@@ -240,9 +243,6 @@ def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
         shlex.split(command)
     except ValueError as error:
         raise InputError(f"{file}: {where}.command: {error}") from None
-    own = ("model", "command", "budgets")
-    options = {key: value for key, value in table.items() if key not in own}
-    _check_keys(file, options, known, own, f"{where}.")
     return SetUp(name, model, command, options, _budgets(file, table, f": {where}"))
 
 
